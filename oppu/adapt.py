@@ -1,0 +1,106 @@
+"""Base task adaption (section 2.2): LoRA on held-out users' questions, merged into a base with a name and a record.
+
+Theta^(B), Theta^(R) and Theta^(P) differ in the Setting of the prompts alone.
+"""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from oppu import __version__
+from oppu.errors import DataError
+from oppu.examples import PLAIN, Setting, query_examples, training_examples
+from oppu.model.base import Base, load_base, save_base
+from oppu.model.tokens import encode
+from oppu.records import Example, User
+from oppu.tasks import Task
+from oppu.train import Job, Machine, Progress, TrainConfig, train_into_base
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptConfig:
+    """What decides an adapted base, besides the base and the users."""
+
+    train: TrainConfig
+    setting: Setting = PLAIN
+    histories: bool = True
+    """Whether the held-out users' histories serve as training pairs, too. # differs from the paper: queries alone"""
+    pairs: int | None = None
+    """Training pairs, drawn at random from all; None: all of them."""
+
+
+def adaption_examples(
+    task: Task, users: Sequence[User], config: AdaptConfig, profiles: Mapping[str, str] | None = None
+) -> list[Example]:
+    """The pairs to adapt on: every answered question and, if wanted, every history item of the held-out users."""
+    found: list[Example] = []
+    for user in users:
+        profile = (profiles or {}).get(user.id)
+        found += [e for e in query_examples(task, user, config.setting, profile) if e.answer is not None]
+        if config.histories:
+            found += training_examples(task, user, config.setting, profile)
+    if config.pairs is not None and config.pairs < len(found):
+        found = random.Random(config.train.seed).sample(found, config.pairs)
+    if not found:
+        raise DataError(["there are no held-out users to adapt the base on"], fix="give base users, or use the plain base")
+    return found
+
+
+def adaption_fingerprint(base: Base, task: Task, examples: Sequence[Example], config: AdaptConfig) -> str:
+    """Over everything that decides the adapted base; equal fingerprints mean that none needs to be made."""
+    parts = [__version__, base.fingerprint, task.model_dump_json(), json.dumps(asdict(config), sort_keys=True)]
+    digest = hashlib.sha256("\n".join(parts).encode())
+    for example in examples:
+        digest.update(f"\0{example.prompt}\0{example.answer}".encode())
+    return digest.hexdigest()
+
+
+def adapt(
+    base: Base,
+    task: Task,
+    examples: Sequence[Example],
+    config: AdaptConfig,
+    folder: Path,
+    *,
+    name: str,
+    machine: Machine | None = None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> Base:
+    """Adapt `base` to a task, write it to `folder` (whole or not at all) and return it loaded anew.
+
+    Changes `base.model` in place: load the base again if it is needed as it was.
+    """
+    started = datetime.now(UTC)
+    encoded = tuple(encode(base.tokenizer, examples, min(config.train.max_tokens, base.max_tokens)))
+    losses = train_into_base(base, Job(f"base:{task.name}", encoded), config.train, machine, on_progress)
+    record: dict[str, Any] = {
+        "name": name,
+        "family": base.family,
+        "made_from": {"name": base.name, "fingerprint": base.fingerprint},
+        "task": task.name,
+        "setting": config.setting.name,
+        "config": asdict(config),
+        "examples": len(examples),
+        "input_fingerprint": adaption_fingerprint(base, task, examples, config),
+        "losses": losses,
+        "made": started.isoformat(timespec="seconds"),
+        "seconds": (datetime.now(UTC) - started).total_seconds(),
+        "oppu": __version__,
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    making = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        save_base(replace(base, record=record), making)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(making, folder)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+    return load_base(str(folder), device=base.device, dtype=base.model.dtype)

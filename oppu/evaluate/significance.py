@@ -1,0 +1,144 @@
+"""How sure a number is: bootstrap over users, because the queries of one user are not independent of each other.
+
+A resample draws as many users as there are, with replacement, each with all queries. With one user nothing can be
+said about other users: intervals, p-values and powers are then nan. With fewer than about ten users a percentile
+interval is too narrow.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from oppu.errors import DataError
+from oppu.evaluate.metrics import FloatArray, from_sums, statistics
+from oppu.evaluate.results import Prediction
+from oppu.tasks import Task
+
+SAMPLES = 2000
+SEED = 0
+LEVEL = 0.95
+POWER = 0.80
+
+_WEIGHTS_AT_ONCE = 4_000_000
+_ROUNDING = 1e-12
+
+
+@dataclass(frozen=True, slots=True)
+class PairedDifference:
+    """Method a minus method b on the same queries, in the metric's own units."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    """Two-sided, from the resamples: twice the smaller share on one side of zero."""
+    users: int
+    queries: int
+    smallest_detectable: float
+    """The true difference that a test on this many users would find four times out of five."""
+
+
+def confidence_interval(
+    task: Task,
+    predictions: Sequence[Prediction],
+    metric: str,
+    samples: int = SAMPLES,
+    seed: int = SEED,
+    level: float = LEVEL,
+) -> tuple[float, float]:
+    """Percentile interval of a metric, by resampling users."""
+    _, sums = _sums_by_user(task, predictions, metric)
+    if len(sums) < 2:
+        return math.nan, math.nan
+    return _percentiles(from_sums(metric, _resample(sums, samples, seed)), level)
+
+
+def paired_difference(
+    task: Task,
+    a: Sequence[Prediction],
+    b: Sequence[Prediction],
+    metric: str,
+    samples: int = SAMPLES,
+    seed: int = SEED,
+    level: float = LEVEL,
+) -> PairedDifference:
+    """Method a minus method b, both on the same resampled users; a DataError when their queries differ.
+
+    smallest detectable = (z_{(1+level)/2} + z_{power}) * standard error, about 2.8 standard errors.
+    """
+    _check_same_queries(a, b)
+    _, sums_a = _sums_by_user(task, a, metric)
+    _, sums_b = _sums_by_user(task, b, metric)
+    users, width = sums_a.shape
+    difference = _subtract(metric, sums_a.sum(axis=0), sums_b.sum(axis=0))
+    if users < 2:
+        return PairedDifference(float(difference), math.nan, math.nan, math.nan, users, len(a), math.nan)
+    resampled = _resample(np.hstack([sums_a, sums_b]), samples, seed)
+    differences = _subtract(metric, resampled[:, :width], resampled[:, width:])
+    low, high = _percentiles(differences, level)
+    z = NormalDist().inv_cdf((1 + level) / 2) + NormalDist().inv_cdf(POWER)
+    return PairedDifference(
+        difference=float(difference),
+        low=low,
+        high=high,
+        p_value=_two_sided(differences),
+        users=users,
+        queries=len(a),
+        smallest_detectable=z * float(differences.std(ddof=1)),
+    )
+
+
+def score_by_user(task: Task, predictions: Sequence[Prediction], metric: str) -> dict[str, float]:
+    """The metric of every user's own queries."""
+    users, sums = _sums_by_user(task, predictions, metric)
+    return dict(zip(users, from_sums(metric, sums).tolist(), strict=True))
+
+
+def _sums_by_user(task: Task, predictions: Sequence[Prediction], metric: str) -> tuple[list[str], FloatArray]:
+    """Users in order of their ids, and the metric's statistics summed over each one's queries, `[users, M]`."""
+    users = sorted({p.user_id for p in predictions})
+    index = {user: row for row, user in enumerate(users)}
+    each = statistics(task, metric, [p.gold for p in predictions], [p.output for p in predictions])
+    sums = np.zeros((len(users), each.shape[1]))
+    np.add.at(sums, [index[p.user_id] for p in predictions], each)
+    return users, sums
+
+
+def _resample(sums: FloatArray, samples: int, seed: int) -> FloatArray:
+    """Sums over the users of every resample: weights `[samples, users]` times `[users, M]`, in slices of rows."""
+    users = len(sums)
+    rng = np.random.default_rng(seed)
+    step = max(1, _WEIGHTS_AT_ONCE // users)
+    counts = [min(step, samples - start) for start in range(0, samples, step)]
+    even = np.full(users, 1.0 / users)
+    return np.vstack([rng.multinomial(users, even, size=count).astype(np.float64) @ sums for count in counts])
+
+
+def _subtract(metric: str, a: FloatArray, b: FloatArray) -> FloatArray:
+    difference = from_sums(metric, a) - from_sums(metric, b)
+    return np.where(np.abs(difference) < _ROUNDING, 0.0, difference)
+
+
+def _percentiles(values: FloatArray, level: float) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _two_sided(differences: FloatArray) -> float:
+    """Counting the observed sample as one more resample, so that p is never 0."""
+    below, above = int((differences <= 0).sum()), int((differences >= 0).sum())
+    return min(1.0, 2 * (1 + min(below, above)) / (len(differences) + 1))
+
+
+def _check_same_queries(a: Sequence[Prediction], b: Sequence[Prediction]) -> None:
+    left, right = ({(p.user_id, p.query_id, p.gold) for p in side} for side in (a, b))
+    if left != right or len(a) != len(b):
+        odd = sorted(left ^ right)
+        example = f", such as query {odd[0][1]} of user {odd[0][0]}" if odd else ""
+        raise DataError(
+            [f"the two methods did not answer the same queries: {len(odd)} differ{example}"],
+            fix="compare methods of one run, or start it anew",
+        )

@@ -1,0 +1,97 @@
+"""Numbers as people read them, and the table of a run for the terminal."""
+
+import math
+from collections.abc import Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from oppu.evaluate.comparisons import ScoredCell, is_baseline, score_cells
+from oppu.evaluate.metrics import HIGHER_IS_BETTER, metrics_of
+from oppu.evaluate.results import Cell
+from oppu.tasks import Task
+
+TITLES = {
+    "accuracy": "Accuracy",
+    "f1_macro": "Macro-F1",
+    "f1_macro_present": "Macro-F1 occurring",
+    "mae": "MAE",
+    "rmse": "RMSE",
+    "rouge1": "ROUGE-1",
+    "rougeL": "ROUGE-L",
+}
+
+
+def title(metric: str) -> str:
+    """A metric's name for people, with the direction that is better."""
+    return f"{TITLES[metric]}\N{NO-BREAK SPACE}{'↑' if HIGHER_IS_BETTER[metric] else '↓'}"
+
+
+def number(value: float) -> str:
+    """Three decimals, without the zero before the point, as tables in papers have it: `.810`, `1.203`."""
+    if math.isnan(value):
+        return "–"
+    text = f"{abs(value):.3f}"
+    sign = "−" if value < 0 and float(text) != 0 else ""
+    return sign + text.removeprefix("0")
+
+
+def signed(value: float) -> str:
+    """A difference: `+.045`, `−.012`, `.000`."""
+    text = number(value)
+    return f"+{text}" if value > 0 and text not in (".000", "–") else text
+
+
+def duration(seconds: float) -> str:
+    """`0.8 s`, `42 s`, `4 min 12 s`, `1 h 05 min`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def ranks(task: Task, scored: Sequence[ScoredCell]) -> dict[tuple[str, str], int]:
+    """1 for the best and 2 for the second best cell of every metric, by (cell name, metric); what reads alike ties."""
+    found: dict[tuple[str, str], int] = {}
+    for metric in metrics_of(task):
+        shown = {each.cell.name: round(each.metrics[metric], 3) for each in scored}
+        order = sorted(set(shown.values()), reverse=HIGHER_IS_BETTER[metric])
+        for name, value in shown.items():
+            if value in order[:2]:
+                found[name, metric] = order.index(value) + 1
+    return found
+
+
+def summary_table(task: Task, cells: Sequence[Cell]) -> Table:
+    """Method, k, metrics with half the width of their 95 % interval, users, queries, seconds; best bold."""
+    scored = score_cells(task, cells)
+    rank = ranks(task, scored)
+    table = Table(title=task.title, caption="± half a 95 % interval, bootstrap over users", box=None, pad_edge=False)
+    table.add_column("method")
+    table.add_column("k", justify="right")
+    for metric in metrics_of(task):
+        table.add_column(title(metric), justify="right")
+    for name in ("users", "queries", "seconds"):
+        table.add_column(name, justify="right")
+    for each in scored:
+        table.add_row(
+            each.cell.method,
+            str(each.cell.k),
+            *(_value(each, metric, rank.get((each.cell.name, metric))) for metric in metrics_of(task)),
+            str(each.users),
+            str(each.queries),
+            f"{each.cell.seconds:.1f}",
+            style="dim" if is_baseline(each.cell.method) else "",
+        )
+    return table
+
+
+def _value(each: ScoredCell, metric: str, rank: int | None) -> Text:
+    low, high = each.intervals[metric]
+    spread = "" if math.isnan(low) else f" ± {number((high - low) / 2)}"
+    style = {1: "bold", 2: "underline"}.get(rank or 0, "")
+    return Text.assemble((number(each.metrics[metric]), style), (spread, "dim"))

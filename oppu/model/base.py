@@ -1,0 +1,120 @@
+"""A base model: loaded, frozen, fingerprinted; merged bases of one's own are folders with a record (`oppu.json`)."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from oppu.errors import ModelError
+from oppu.model.attention import ATTENTION
+from oppu.model.embedded import EMBEDDED, embedded_folder
+
+RECORD_FILE = "oppu.json"
+
+
+@dataclass(frozen=True)
+class Base:
+    """A frozen causal language model with its tokenizer."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    fingerprint: str
+    """SHA-256 over weights, configuration and tokenizer, hexadecimal."""
+    record: Mapping[str, Any] = field(default_factory=dict)
+    """How the base was made; empty for one that was not made here."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.model.device
+
+    @property
+    def family(self) -> str:
+        """The name of the base that this one descends from; settings are kept under it."""
+        return str(self.record.get("family", self.name))
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest sequence that the model takes."""
+        return int(getattr(self.model.config, "max_position_embeddings", 2048))
+
+
+def best_device() -> torch.device:
+    """CUDA when there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_base(
+    name: str = EMBEDDED, *, device: torch.device | None = None, dtype: torch.dtype | None = None
+) -> Base:
+    """Load a base by the embedded model's name, a folder, or a model's name on the hub.
+
+    float32 on the CPU, bfloat16 on CUDA, unless `dtype` says otherwise. ModelError when it cannot be had.
+    """
+    folder = embedded_folder() if name == EMBEDDED else Path(name)
+    place = device or best_device()
+    precision = dtype or (torch.bfloat16 if place.type == "cuda" else torch.float32)
+    source: str | Path = folder if folder.is_dir() else name
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=precision, attn_implementation=ATTENTION)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"cannot load the base model: {str(error).splitlines()[0]}",
+            where=name,
+            fix=f"use '{EMBEDDED}', a folder in transformers' format, or a model's name",
+        ) from None
+    record = _read_record(folder)
+    return make_base(record.get("name", name), model.to(place), tokenizer, folder if folder.is_dir() else None, record)
+
+
+def make_base(
+    name: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path | None = None,
+    record: Mapping[str, Any] | None = None,
+) -> Base:
+    """Freeze a model and give it its fingerprint: of the folder's files, or of the weights in memory."""
+    model.requires_grad_(False).eval()
+    if model.config._attn_implementation != ATTENTION:
+        model.set_attn_implementation(ATTENTION)
+    fingerprint = _folder_fingerprint(folder) if folder else _memory_fingerprint(model)
+    return Base(name, model, tokenizer, fingerprint, record or {})
+
+
+def save_base(base: Base, folder: Path) -> None:
+    """Write model, tokenizer and record in transformers' format; `load_base(folder)` reads them."""
+    base.model.save_pretrained(folder)
+    base.tokenizer.save_pretrained(folder)
+    (folder / RECORD_FILE).write_text(json.dumps(dict(base.record), indent=2), encoding="utf-8")
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    file = folder / RECORD_FILE
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _folder_fingerprint(folder: Path) -> str:
+    """Over the files that decide what the model computes; about a second per gigabyte."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix == ".safetensors" or file.name in ("config.json", "tokenizer.json"):
+            digest.update(file.name.encode())
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _memory_fingerprint(model: PreTrainedModel) -> str:
+    digest = hashlib.sha256(model.config.to_json_string().encode())
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

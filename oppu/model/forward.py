@@ -1,0 +1,105 @@
+"""Rows of many users through the model in one flat sequence; the head at the answers' positions only."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from oppu.model.attention import PackedLayout, use_layout
+from oppu.model.packing import Row, pack
+from oppu.model.tokens import Encoded
+
+
+@dataclass(frozen=True, slots=True)
+class SlotRow:
+    """Some examples of one user, packed, and the slot that holds the user's module."""
+
+    slot: int
+    examples: tuple[Encoded, ...]
+    row: Row
+
+    @property
+    def answer_tokens(self) -> int:
+        """How many tokens the loss counts."""
+        return sum(e.answer_tokens for e in self.examples)
+
+
+def rows_of(slot: int, examples: Sequence[Encoded], max_tokens: int) -> Iterator[SlotRow]:
+    """Pack one user's examples into as few rows of at most `max_tokens` tokens as halving finds."""
+    row = pack([e.tokens[:-1] for e in examples])  # the last token is only ever predicted
+    if len(row) <= max_tokens or len(examples) == 1:
+        yield SlotRow(slot, tuple(examples), row)
+        return
+    ordered = sorted(examples, key=lambda e: e.tokens)  # keeps shared prefixes together
+    middle = len(ordered) // 2
+    yield from rows_of(slot, ordered[:middle], max_tokens)
+    yield from rows_of(slot, ordered[middle:], max_tokens)
+
+
+def passes(rows: Iterable[SlotRow], max_tokens: int) -> Iterator[list[SlotRow]]:
+    """Group rows, in order, into forwards of at most `max_tokens` tokens (or a single longer row)."""
+    group: list[SlotRow] = []
+    size = 0
+    for row in rows:
+        if group and size + len(row.row) > max_tokens:
+            yield group
+            group, size = [], 0
+        group.append(row)
+        size += len(row.row)
+    if group:
+        yield group
+
+
+def answer_log_probs(model: PreTrainedModel, rows: Sequence[SlotRow]) -> torch.Tensor:
+    """log p of each answer token given what stands before it in its own sequence.
+
+    [M] float32, row by row, example by example, token by token. Differentiable where the bank is attached.
+    """
+    parents: list[int] = []
+    targets: list[int] = []
+    offset = 0
+    for row in rows:
+        for example, path in zip(row.examples, row.row.paths, strict=True):
+            parents += [offset + index for index in path[example.answer_start - 1 :]]
+            targets += example.tokens[example.answer_start :]
+        offset += len(row.row)
+    # examples that share their prompt ask for the same position: one line of logits serves them all
+    kept, which = torch.unique(torch.tensor(parents, device=model.device), return_inverse=True)
+    logits = packed_logits(model, [r.row for r in rows], [r.slot for r in rows], kept)
+    log_probs = logits.float().log_softmax(-1)
+    return log_probs[which, torch.tensor(targets, device=model.device)]
+
+
+def packed_logits(
+    model: PreTrainedModel,
+    rows: Sequence[Row],
+    slots: Sequence[int],
+    positions: torch.Tensor,
+    on_keys: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None,
+) -> torch.Tensor:
+    """Logits [M, V] at M `positions` of the rows laid one after another; `on_keys`: see PackedLayout."""
+    device = model.device
+    with use_layout(PackedLayout(rows, slots, device, model.dtype, on_keys)):
+        return layout_logits(
+            model,
+            torch.tensor([[t for row in rows for t in row.tokens]], device=device),
+            torch.tensor([[p for row in rows for p in row.positions]], device=device),
+            positions,
+        )[0]
+
+
+def layout_logits(
+    model: PreTrainedModel, tokens: torch.Tensor, depths: torch.Tensor, positions: torch.Tensor | int
+) -> torch.Tensor:
+    """Logits [B, M, V] of tokens [B, T] at depths [B, T] under the current layout, for M positions of each line."""
+    output = model(
+        input_ids=tokens,
+        position_ids=depths,
+        # a mask of four dimensions is taken as it is; the layout does the masking
+        attention_mask=torch.empty(1, 1, 1, 1, device=tokens.device, dtype=model.dtype),
+        use_cache=False,
+        logits_to_keep=positions,
+    )
+    logits: torch.Tensor = output.logits
+    return logits

@@ -1,0 +1,256 @@
+"""A personal module in PEFT's own format: named tensors and what PEFT writes in adapter_config.json.
+
+In and out: a folder with `adapter_model.safetensors` and `adapter_config.json`, as `PeftModel.from_pretrained` loads it.
+Nothing is trusted: header, names and shapes are checked against the file's length and the config before a tensor is
+read, and a pickle is never opened. PEFT itself is not needed here.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from oppu.errors import StoreError
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+
+_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_TEXT_SUFFIXES = {".json", ".jinja", ".md", ".txt"}
+_DAMAGED = "restore it from an export, or train the module again"
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Module:
+    """A personal module in PEFT's own format."""
+
+    tensors: Mapping[str, torch.Tensor]
+    """By PEFT's names, e.g. base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight: [R, I]; lora_B: [O, R]."""
+    config: Mapping[str, Any]
+    """What PEFT writes in adapter_config.json (peft_type, r, lora_alpha, target_modules, ...)."""
+
+
+def write_module(module: Module, folder: Path) -> None:
+    """Writes `module` as two files into `folder`, which is made if need be; neither atomic nor synced: the store is.
+
+    StoreError for a module that read_module would refuse (then nothing is written); OSError where the disk fails.
+    """
+    tensors = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in module.tensors.items()}
+    config = json.dumps(dict(module.config), indent=2, sort_keys=True, default=_set_as_list)
+    _refuse_misfits(json.loads(config), {name: tuple(t.shape) for name, t in tensors.items()}, folder)
+    _refuse(_values_that_are_no_numbers(tensors), folder / WEIGHTS)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
+    (folder / CONFIG).write_text(config + "\n", encoding="utf-8")
+
+
+def read_module(folder: Path) -> Module:
+    """The module in `folder`, or a StoreError: one line with the path and every bad tensor.
+
+    Text beside the two files (a model card, a tokenizer's JSON) is left alone; any other file, pickles above all, is
+    refused.
+    """
+    try:
+        _refuse_other_files(folder)
+        config = _read_config(folder / CONFIG)
+        _refuse_misfits(config, _read_shapes(folder / WEIGHTS), folder)
+        tensors = load((folder / WEIGHTS).read_bytes())
+    except OSError as error:
+        raise StoreError(f"cannot be read ({error.strerror})", where=str(error.filename or folder)) from error
+    except SafetensorError as error:
+        raise StoreError(
+            f"is no valid safetensors file ({error})", where=str(folder / WEIGHTS), fix=_DAMAGED
+        ) from error
+    _refuse(_values_that_are_no_numbers(tensors), folder / WEIGHTS)
+    return Module(tensors=tensors, config=config)
+
+
+def _set_as_list(value: object) -> object:
+    """PEFT keeps target_modules as a set; JSON has lists."""
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    raise TypeError(f"{type(value).__name__} has no place in {CONFIG}")
+
+
+def _refuse(problems: list[str], path: Path) -> None:
+    if problems:
+        count = "1 bad tensor: " if len(problems) == 1 else f"{len(problems)} bad tensors: "
+        raise StoreError(count + ", ".join(problems), where=str(path), fix=_DAMAGED)
+
+
+def _refuse_other_files(folder: Path) -> None:
+    if not folder.is_dir():
+        raise StoreError("is no folder", where=str(folder), fix=f"give a folder with {WEIGHTS} and {CONFIG}")
+    names = {path.name for path in folder.iterdir()}
+    others = sorted(
+        name for name in names - {WEIGHTS} if Path(name).suffix not in _TEXT_SUFFIXES and not name.startswith(".")
+    )
+    if others:
+        fix = f"only {WEIGHTS} and {CONFIG} are read, never a pickle: save it again with safe_serialization=True"
+        raise StoreError(f"files that are no part of a module: {', '.join(others)}", where=str(folder), fix=fix)
+    missing = sorted({WEIGHTS, CONFIG} - names)
+    if missing:
+        raise StoreError(f"{' and '.join(missing)} missing", where=str(folder), fix=_DAMAGED)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise StoreError("is no valid JSON", where=str(path), fix=_DAMAGED) from error
+    if not isinstance(config, dict):
+        raise StoreError("is no JSON object", where=str(path), fix=_DAMAGED)
+    return config
+
+
+def _read_shapes(path: Path) -> dict[str, Shape]:
+    """Names and shapes from the header, checked against the file's length; no tensor is read.
+
+    A safetensors file is: 8 bytes N (little endian), N bytes of JSON, then the tensors one after another.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header_length = int.from_bytes(file.read(8), "little")
+        if size < 8 or header_length > size - 8:
+            raise StoreError(f"is cut short or no safetensors file ({size} bytes)", where=str(path), fix=_DAMAGED)
+        raw = file.read(header_length)
+    try:
+        header = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise StoreError("has no valid safetensors header", where=str(path), fix=_DAMAGED) from error
+    if not isinstance(header, dict):
+        raise StoreError("has no valid safetensors header", where=str(path), fix=_DAMAGED)
+    header.pop("__metadata__", None)
+    _refuse([f"{name} ({why})" for name, entry in header.items() if (why := _entry_problem(entry))], path)
+    _refuse_wrong_length(header, size - 8 - header_length, path)
+    return {name: tuple(entry["shape"]) for name, entry in header.items()}
+
+
+def _entry_problem(entry: object) -> str:
+    """Why a header entry cannot be true, or an empty string."""
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        return "its header entry is malformed"
+    item_bytes = _ITEM_BYTES.get(str(entry["dtype"]))
+    if item_bytes is None:
+        return f"dtype {entry['dtype']!r}, not one of {', '.join(_ITEM_BYTES)}"
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
+        return "shape or offsets are no counts"
+    size, expected = offsets[1] - offsets[0], math.prod(shape) * item_bytes
+    return "" if size == expected else f"shape {shape} needs {expected} bytes, the header gives it {size}"
+
+
+def _are_counts(values: object) -> bool:
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+
+
+def _refuse_wrong_length(header: Mapping[str, Any], data_bytes: int, path: Path) -> None:
+    """The tensors must lie one after another and fill the file to its end."""
+    end = 0
+    for name, entry in sorted(header.items(), key=lambda item: tuple(item[1]["data_offsets"])):
+        if entry["data_offsets"][0] != end:
+            raise StoreError(f"has a gap or an overlap before {name}", where=str(path), fix=_DAMAGED)
+        end = entry["data_offsets"][1]
+    if end != data_bytes:
+        what = f"is {'cut short' if data_bytes < end else 'too long'}: {data_bytes} bytes of tensors instead of {end}"
+        raise StoreError(what, where=str(path), fix=_DAMAGED)
+
+
+def _values_that_are_no_numbers(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    return [f"{name} (NaN or infinite)" for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+
+
+def _refuse_misfits(config: Mapping[str, Any], shapes: Mapping[str, Shape], folder: Path) -> None:
+    """Refuses every tensor whose name or shape is not what the config announces."""
+    kind = str(config.get("peft_type"))
+    if kind not in _KINDS:
+        fix = f"use one of: {', '.join(_KINDS)}"
+        raise StoreError(f"peft_type {kind!r} is unknown", where=str(folder / CONFIG), fix=fix)
+    if not _are_targets(config.get("target_modules")):
+        what = "target_modules are neither names nor a regular expression"
+        raise StoreError(what, where=str(folder / CONFIG), fix=_DAMAGED)
+    if not shapes:
+        raise StoreError("holds no tensors", where=str(folder / WEIGHTS), fix=_DAMAGED)
+    _refuse(_KINDS[kind](config, shapes), folder / WEIGHTS)
+
+
+def _lora_misfits(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> list[str]:
+    """A: [R, I] and B: [O, R] of the same target module; R is the config's r unless a rank_pattern varies it."""
+    return [f"{name} ({why})" for name in shapes if (why := _lora_misfit(name, config, shapes))]
+
+
+def _lora_misfit(name: str, config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> str:
+    match = re.fullmatch(r"base_model\.model\.(?P<module>.+)\.lora_(?P<half>[AB])\.weight", name)
+    if match is None or not _is_target(match["module"], config):
+        return "not the name of a LoRA tensor of a target module"
+    shape, half = shapes[name], match["half"]
+    if len(shape) != 2 or 0 in shape:
+        return f"shape {list(shape)}, not two-dimensional"
+    other_half = "B" if half == "A" else "A"
+    other = shapes.get(f"base_model.model.{match['module']}.lora_{other_half}.weight")
+    if other is None:
+        return f"has no lora_{other_half} beside it"
+    rank = shape[0] if half == "A" else shape[1]
+    if config.get("rank_pattern"):
+        other_rank = other[-1] if half == "A" else other[0]
+        return "" if rank == other_rank else f"rank {rank}, its other half {other_rank}"
+    return "" if rank == config.get("r") else f"rank {rank} instead of {config.get('r')}"
+
+
+def _ia3_misfits(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> list[str]:
+    """One vector per target module: [O, 1], or [1, I] for a feedforward module."""
+    problems = []
+    for name, shape in shapes.items():
+        match = re.fullmatch(r"base_model\.model\.(?P<module>.+)\.ia3_l", name)
+        if match is None or not _is_target(match["module"], config):
+            problems.append(f"{name} (not the name of an IA3 vector of a target module)")
+        elif len(shape) != 2 or 1 not in shape or 0 in shape:
+            problems.append(f"{name} (shape {list(shape)}, not one vector)")
+    return problems
+
+
+def _prompt_misfits(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> list[str]:
+    """prompt_embeddings alone: [num_virtual_tokens, hidden]."""
+    problems = [f"{name} (not prompt_embeddings)" for name in shapes if name != "prompt_embeddings"]
+    shape, tokens = shapes.get("prompt_embeddings"), config.get("num_virtual_tokens")
+    if shape is None:
+        return [*problems, "prompt_embeddings (missing)"]
+    if len(shape) != 2 or 0 in shape or shape[0] != tokens:
+        problems.append(f"prompt_embeddings (shape {list(shape)}, not [{tokens}, hidden])")
+    return problems
+
+
+_KINDS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Shape]], list[str]]] = {
+    "LORA": _lora_misfits,
+    "IA3": _ia3_misfits,
+    "PROMPT_TUNING": _prompt_misfits,
+}
+
+
+def _are_targets(targets: object) -> bool:
+    if isinstance(targets, str):
+        try:
+            re.compile(targets)
+        except re.error:
+            return False
+        return True
+    return targets is None or (isinstance(targets, list) and all(isinstance(target, str) for target in targets))
+
+
+def _is_target(module: str, config: Mapping[str, Any]) -> bool:
+    """Whether the config's target_modules (names, or one regular expression) take in the module."""
+    targets = config.get("target_modules")
+    if targets is None or targets == "all-linear":
+        return True
+    if isinstance(targets, str):
+        return re.fullmatch(targets, module) is not None
+    return any(module == target or module.endswith(f".{target}") for target in targets)

@@ -1,0 +1,132 @@
+"""Answers for questions of different users in one batch: labels by scoring the allowed ones, text by greedy decoding."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from oppu.model.base import Base
+from oppu.model.decode import Decoder, Prompt
+from oppu.model.forward import answer_log_probs, passes, rows_of
+from oppu.model.tokens import Encoded, answer_text, encode, encode_answers
+from oppu.records import Example
+from oppu.tasks import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A prompt and the bank slot of the module that shall answer it; slot -1 is the plain base."""
+
+    slot: int
+    example: Example
+
+
+def answer(
+    base: Base,
+    task: Task,
+    questions: Sequence[Question],
+    *,
+    max_tokens: int = 2048,
+    tokens_per_pass: int = 2048,
+    batch_size: int = 16,
+    on_done: Callable[[int], None] = lambda _: None,
+) -> list[str]:
+    """Answer each question in the task's way, in order. The bank with the modules must be attached.
+
+    `on_done(n)` is called as n more questions are answered.
+    """
+    if task.kind == "text":
+        return generate(base, task, questions, max_tokens=max_tokens, batch_size=batch_size, on_done=on_done)
+    scores = score_labels(base, task, questions, max_tokens, tokens_per_pass, on_done)
+    return [task.labels[int(line.argmax())] for line in scores]
+
+
+@torch.inference_mode()
+def score_labels(
+    base: Base,
+    task: Task,
+    questions: Sequence[Question],
+    max_tokens: int = 2048,
+    tokens_per_pass: int = 2048,
+    on_done: Callable[[int], None] = lambda _: None,
+) -> torch.Tensor:
+    """log p(label | prompt) of each allowed label with its end, [questions, labels].
+
+    All labels of all questions of a user are branches of one packed row: a prompt is computed once.
+    """
+    branches = _branches(base, task, questions, max_tokens)
+    by_slot: dict[int, list[Encoded]] = {}
+    for question, labels in zip(questions, branches, strict=True):
+        by_slot.setdefault(question.slot, []).extend(labels)
+    rows = [row for slot, listed in by_slot.items() for row in rows_of(slot, listed, tokens_per_pass)]
+    found: dict[tuple[int, Encoded], float] = {}
+    done = 0
+    for group in passes(rows, tokens_per_pass):
+        log_probs = iter(answer_log_probs(base.model, group).tolist())
+        for row in group:
+            for example in row.examples:
+                found[row.slot, example] = sum(next(log_probs) for _ in range(example.answer_tokens))
+        before, done = done, done + sum(len(row.examples) for row in group)
+        on_done(done // len(task.labels) - before // len(task.labels))
+    return torch.tensor([[found[q.slot, b] for b in labels] for q, labels in zip(questions, branches, strict=True)])
+
+
+def generate(
+    base: Base,
+    task: Task,
+    questions: Sequence[Question],
+    *,
+    max_tokens: int = 2048,
+    batch_size: int = 16,
+    stop: str = "\n",
+    on_done: Callable[[int], None] = lambda _: None,
+) -> list[str]:
+    """Greedy decoding up to the end token, `stop` or the task's length limit; a finished row makes room for the next."""
+    room = max_tokens - task.max_answer_tokens
+    prompts = encode(base.tokenizer, [q.example for q in questions], room, answers=False)
+    decoder = Decoder(base.model)
+    written: list[list[int]] = [[] for _ in questions]
+    waiting = list(range(len(questions)))[::-1]
+
+    def write(keys: Sequence[int], logits: torch.Tensor) -> None:
+        for key, token in zip(keys, logits.argmax(-1).tolist(), strict=True):
+            written[key].append(token)
+
+    while waiting or decoder.active:
+        if decoder.active:
+            write(decoder.active, decoder.step([written[key][-1] for key in decoder.active]))
+        joining = [waiting.pop() for _ in range(min(len(waiting), batch_size - len(decoder.active)))]
+        if joining:
+            write(joining, decoder.admit([Prompt(i, questions[i].slot, prompts[i].tokens) for i in joining]))
+        finished = [key for key in decoder.active if is_finished(base, written[key], stop, task.max_answer_tokens)]
+        decoder.drop(finished)
+        on_done(len(finished))
+    return [text_of(base, tokens, stop) for tokens in written]
+
+
+def is_finished(base: Base, tokens: Sequence[int], stop: str, limit: int) -> bool:
+    """Whether an answer has ended: by the end token, by `stop` (leading white space aside) or by its length."""
+    ended = tokens[-1] == base.tokenizer.eos_token_id or len(tokens) >= limit
+    return ended or (stop in base.tokenizer.decode(tokens[-1]) and stop in base.tokenizer.decode(tokens).lstrip())
+
+
+def text_of(base: Base, tokens: Sequence[int], stop: str) -> str:
+    """The answer's text, without what ended it."""
+    text: str = base.tokenizer.decode(tokens, skip_special_tokens=True)
+    return text.strip().split(stop)[0].strip()
+
+
+def _branches(base: Base, task: Task, questions: Sequence[Question], max_tokens: int) -> list[list[Encoded]]:
+    """For each question, the prompt continued by each label."""
+    labels = {
+        prefix: encode_answers(base.tokenizer, [prefix + label for label in task.labels]) for prefix in ("", " ")
+    }
+    room = max_tokens - max(len(tokens) for listed in labels.values() for tokens in listed)
+    prompts = encode(base.tokenizer, [q.example for q in questions], room, answers=False)
+    return [
+        [
+            Encoded((*prompt.tokens, *label), len(prompt.tokens))
+            for label in labels[answer_text(question.example.prompt, "")]
+        ]
+        for question, prompt in zip(questions, prompts, strict=True)
+    ]

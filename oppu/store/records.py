@@ -1,0 +1,57 @@
+"""What the store says of what it keeps: frozen values."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleRecord:
+    """One version of one user's module for a task, a setting and a base."""
+
+    user_id: str
+    task: str
+    setting: str
+    base_name: str
+    base_fingerprint: str
+    version: int
+    """1, 2, 3, ... within user, task, setting and base."""
+    created: str
+    """UTC, ISO 8601."""
+    size_bytes: int
+    """Of both files."""
+    sha256: str
+    """Of `cat adapter_config.json adapter_model.safetensors`."""
+    path: Path
+    """The folder of the module's two files."""
+    training: Mapping[str, Any]
+    """How it was made: config, seed, losses, fingerprint."""
+
+
+@dataclass(frozen=True, slots=True)
+class BaseRecord:
+    """A base model, and how it was made."""
+
+    name: str
+    fingerprint: str
+    path: Path
+    created: str
+    """UTC, ISO 8601."""
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """What a deletion removed."""
+
+    user_id: str
+    task: str | None
+    """None: all tasks."""
+    modules: int
+    """All versions counted."""
+    history_items: int
+    size_bytes: int
+    """Of the module files."""
+    paths: tuple[Path, ...]
+    """The modules' folders, which are gone."""

@@ -1,0 +1,80 @@
+"""The tables, and the numbered migrations that make them: SQL that SQLite and PostgreSQL both understand.
+
+A migration, once released, is never changed; the tables below describe the state after the last one.
+JSON is kept as ASCII text, so that a text with a NUL or half a surrogate pair comes back as it was put.
+"""
+
+from sqlalchemy import BigInteger, Boolean, Column, Double, Integer, MetaData, Table, Text
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        # one row for everything known of a user in a task; `deleting` hides it until the last trace is gone
+        """CREATE TABLE users (
+            user_id TEXT NOT NULL, task TEXT NOT NULL, deleting BOOLEAN NOT NULL,
+            PRIMARY KEY (user_id, task))""",
+        """CREATE TABLE history_items (
+            user_id TEXT NOT NULL, task TEXT NOT NULL, position INTEGER NOT NULL,
+            item_id TEXT NOT NULL, time DOUBLE PRECISION NOT NULL, fields TEXT NOT NULL,
+            PRIMARY KEY (user_id, task, position),
+            FOREIGN KEY (user_id, task) REFERENCES users (user_id, task))""",
+        """CREATE TABLE modules (
+            user_id TEXT NOT NULL, task TEXT NOT NULL, setting TEXT NOT NULL, base_fingerprint TEXT NOT NULL,
+            version INTEGER NOT NULL, base_name TEXT NOT NULL, created TEXT NOT NULL, size_bytes BIGINT NOT NULL,
+            sha256 TEXT NOT NULL, path TEXT NOT NULL UNIQUE, training TEXT NOT NULL,
+            PRIMARY KEY (user_id, task, setting, base_fingerprint, version),
+            FOREIGN KEY (user_id, task) REFERENCES users (user_id, task))""",
+        """CREATE TABLE bases (
+            name TEXT NOT NULL PRIMARY KEY, fingerprint TEXT NOT NULL, path TEXT NOT NULL,
+            created TEXT NOT NULL, record TEXT NOT NULL)""",
+    ),
+)
+
+_METADATA = MetaData()
+
+APPLIED = Table(
+    "oppu_migrations",
+    _METADATA,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("applied", Text, nullable=False),
+)
+USERS = Table(
+    "users",
+    _METADATA,
+    Column("user_id", Text, primary_key=True),
+    Column("task", Text, primary_key=True),
+    Column("deleting", Boolean, nullable=False),
+)
+HISTORY_ITEMS = Table(
+    "history_items",
+    _METADATA,
+    Column("user_id", Text, primary_key=True),
+    Column("task", Text, primary_key=True),
+    Column("position", Integer, primary_key=True),
+    Column("item_id", Text, nullable=False),
+    Column("time", Double, nullable=False),
+    Column("fields", Text, nullable=False),
+)
+MODULES = Table(
+    "modules",
+    _METADATA,
+    Column("user_id", Text, primary_key=True),
+    Column("task", Text, primary_key=True),
+    Column("setting", Text, primary_key=True),
+    Column("base_fingerprint", Text, primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("base_name", Text, nullable=False),
+    Column("created", Text, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("sha256", Text, nullable=False),
+    Column("path", Text, nullable=False),
+    Column("training", Text, nullable=False),
+)
+BASES = Table(
+    "bases",
+    _METADATA,
+    Column("name", Text, primary_key=True),
+    Column("fingerprint", Text, nullable=False),
+    Column("path", Text, nullable=False),
+    Column("created", Text, nullable=False),
+    Column("record", Text, nullable=False),
+)

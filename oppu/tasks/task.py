@@ -1,0 +1,158 @@
+"""A task as a value: what is asked, how a history item reads, which answers are allowed, how they are scored.
+
+Templates are plain text with `{field}` in braces; a field is a part of a question or of a history item.
+"""
+
+import re
+import string
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from oppu.errors import ConfigError
+
+Kind = Literal["label", "rating", "text"]
+
+_FROZEN = ConfigDict(frozen=True, extra="forbid")
+
+
+def template_fields(template: str) -> frozenset[str]:
+    """The names in braces of a template."""
+    return frozenset(name for _, name, _, _ in string.Formatter().parse(template) if name)
+
+
+class HistoryForm(BaseModel):
+    """How a history item becomes a training pair (prompt, answer) and how it reads when it is retrieved."""
+
+    model_config = _FROZEN
+
+    prompt: str
+    """Training prompt; empty: next-token prediction over the answer (section 3 of the paper, tweets)."""
+    answer: str
+    """What the module learns to write."""
+    shown: str
+    """The item as phi_r shows it, above the question."""
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """The fields that an item must have for this form."""
+        return template_fields(self.prompt) | template_fields(self.answer) | template_fields(self.shown)
+
+
+class Hyperparameters(BaseModel):
+    """One row of Table 4: the paper's settings for Llama-2-7B."""
+
+    model_config = _FROZEN
+
+    rank: int = 8
+    epochs: int = 3
+    learning_rate: float = 1e-5
+    weight_decay: float = 1e-2
+    batch_size: int = 8
+
+
+class Task(BaseModel):
+    """A task: fields, templates, allowed answers and limits. Built-in or from a TOML file, with equal standing."""
+
+    model_config = _FROZEN
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    """The name on the command line and in the store."""
+    title: str
+    """A few words for people."""
+    kind: Kind
+    """label: one of `labels`; rating: one of `labels`, which are numbers; text: free text."""
+    prompt: str
+    """phi_t: instruction and question (appendix I)."""
+    history: tuple[HistoryForm, ...] = Field(min_length=1)
+    """How history items read; the first form whose fields an item has is used."""
+    search_fields: tuple[str, ...] = Field(min_length=1)
+    """Fields by which items are looked up, in a question and in an item alike; missing ones are skipped."""
+    labels: tuple[str, ...] = ()
+    lamp_id: str = ""
+    """The benchmark's name for the task, written into prediction files; empty: `name`."""
+    query_pattern: str = ""
+    """Regular expression with named groups that cuts a benchmark question into fields; empty: own data only."""
+    profile_prompt: str = ""
+    """Appendix J's prompt for a textual profile, with `{history}`."""
+    max_item_words: int = Field(default=768, gt=0)
+    """Words of a field of the question or training item; longer ones are cut."""
+    max_shown_words: int = Field(default=368, gt=0)
+    """Words of a field of a retrieved item."""
+    max_answer_tokens: int = Field(default=64, gt=0)
+    """Length limit of a generated answer."""
+    paper: Hyperparameters = Hyperparameters()
+
+    @field_validator("query_pattern")
+    @classmethod
+    def _compiles(cls, pattern: str) -> str:
+        try:
+            groups = re.compile(pattern, re.DOTALL).groupindex
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+        if pattern and not groups:
+            raise ValueError("needs at least one named group, such as (?P<text>.*)")
+        return pattern
+
+    @model_validator(mode="after")
+    def _answers_fit_kind(self) -> Self:
+        if self.kind == "text" and self.labels:
+            raise ValueError("a text task has no labels; use kind = 'label' or drop them")
+        if self.kind != "text" and len(self.labels) < 2:
+            raise ValueError(f"a {self.kind} task needs at least two labels")
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels must differ from each other")
+        if self.kind == "rating" and not all(_is_number(label) for label in self.labels):
+            raise ValueError("the labels of a rating task must be numbers")
+        if self.prompt and not template_fields(self.prompt):
+            raise ValueError("the prompt names no field of the question, such as {input}")
+        return self
+
+    @property
+    def benchmark_name(self) -> str:
+        """The name that prediction files carry."""
+        return self.lamp_id or self.name
+
+    def form_for(self, fields: Mapping[str, str]) -> HistoryForm | None:
+        """The first history form that an item with these fields can fill; None when there is none."""
+        return next((form for form in self.history if form.fields <= fields.keys()), None)
+
+    def parse_query(self, text: str) -> dict[str, str] | None:
+        """Cut a benchmark question into fields by the task's markers; None when they are not found."""
+        match = re.search(self.query_pattern, text, re.DOTALL) if self.query_pattern else None
+        return {name: value.strip() for name, value in match.groupdict().items()} if match else None
+
+    def search_text(self, fields: Mapping[str, str]) -> str:
+        """What retrieval sees of a question or an item."""
+        return " ".join(fields[name] for name in self.search_fields if fields.get(name))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def task_from_toml(path: Path) -> Task:
+    """Read a task from a TOML file; a ConfigError names the file and every key that is wrong."""
+    try:
+        return Task(**tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ConfigError(f"cannot read the task file: {error.strerror}", where=str(path)) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"not valid TOML: {error}", where=str(path)) from None
+    except ValidationError as error:
+        problems = "; ".join(_problem(detail["loc"], detail["msg"]) for detail in error.errors())
+        raise ConfigError(problems, where=str(path), fix="see `oppu tasks show NAME` for an example") from None
+
+
+def _problem(location: tuple[int | str, ...], message: str) -> str:
+    key = ".".join(str(part) for part in location) or "task"
+    if message == "Extra inputs are not permitted":
+        return f"unknown key '{key}'"
+    return f"{key}: {message.removeprefix('Value error, ')}"

@@ -1,0 +1,204 @@
+"""One loop that trains many users' modules at once, each exactly as if it were trained alone.
+
+In each step every slot takes one optimizer step on its own user's next batch: own loss mean, clipping, learning rate,
+AdamW state and random streams. A finished user's slot is given to the next user at once. What is shared is the base's
+forward and backward alone, cut into passes of `tokens_per_pass` tokens.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from oppu.model.bank import Bank, LoraConfig, user_seed
+from oppu.model.base import Base
+from oppu.model.forward import SlotRow, answer_log_probs, passes, rows_of
+from oppu.model.module import Module
+from oppu.model.tokens import Encoded
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """What decides a user's module, besides the user's examples."""
+
+    epochs: int = 3
+    learning_rate: float = 1e-3
+    batch_size: int = 8
+    """Examples per optimizer step; a last, smaller batch counts as well."""
+    weight_decay: float = 1e-2
+    warmup: float = 0.1
+    """Share of the steps in which the learning rate rises; afterwards it falls linearly to 0."""
+    max_grad_norm: float = 1.0
+    """Each user's gradient is scaled down to this norm. # differs from the paper: its code clips at 0.3"""
+    max_tokens: int = 2048
+    """Length of a sequence; a longer prompt is cut."""
+    seed: int = 0
+    lora: LoraConfig = field(default_factory=LoraConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What decides speed and memory, and never a result."""
+
+    slots: int = 16
+    """Users trained at a time."""
+    tokens_per_pass: int = 2048
+    """Tokens in one forward and backward; memory grows with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One user's training examples."""
+
+    user_id: str
+    examples: tuple[Encoded, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A finished user: the module, and the mean loss of each optimizer step."""
+
+    user_id: str
+    module: Module
+    losses: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What one pass of the loop has done."""
+
+    tokens: int
+    """Distinct tokens, as packed."""
+    examples: int
+
+
+@dataclass(slots=True)
+class _Learner:
+    """A user in a slot: where its training stands, and its AdamW moments [P]."""
+
+    slot: int
+    job: Job
+    batches: Iterator[list[Encoded]]
+    total_steps: int
+    moments: tuple[torch.Tensor, torch.Tensor]
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+
+
+def train(
+    base: Base,
+    jobs: Iterable[Job],
+    config: TrainConfig,
+    machine: Machine | None = None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> Iterator[Trained]:
+    """Train each job's module; yields them as they are finished. `jobs` is read only as slots become free.
+
+    Each job needs at least one example. The result does not depend on the neighbours, their number or order.
+    """
+    machine = machine or Machine()
+    bank = Bank(base.model, config.lora, machine.slots)
+    waiting = iter(jobs)
+    learners: list[_Learner] = []
+    free = list(range(machine.slots))[::-1]
+    with bank.attach():
+        while True:
+            while free and (job := next(waiting, None)) is not None:
+                learners.append(_seat(bank, free.pop(), job, config))
+            if not learners:
+                return
+            bank.zero_grad()
+            batches = [(learner, next(learner.batches)) for learner in learners]
+            losses = _backward(base, batches, machine.tokens_per_pass, on_progress)
+            for learner in learners:
+                learner.losses.append(losses[learner.slot])
+                _update(bank, learner, config)
+            for learner in [one for one in learners if one.step == one.total_steps]:
+                yield Trained(learner.job.user_id, bank.module(learner.slot), tuple(learner.losses))
+                learners.remove(learner)
+                free.append(learner.slot)
+
+
+def train_into_base(
+    base: Base,
+    job: Job,
+    config: TrainConfig,
+    machine: Machine | None = None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> tuple[float, ...]:
+    """Task adaption (section 2.2): train one module on all of the job's examples and merge it into `base.model`.
+
+    Changes the model in place; returns the loss of each step.
+    """
+    machine = machine or Machine()
+    (trained,) = train(base, [job], config, Machine(1, machine.tokens_per_pass), on_progress)
+    bank = Bank(base.model, config.lora, 1)
+    bank.load(0, trained.module)
+    bank.merge(0)
+    return trained.losses
+
+
+def learning_rate_factor(step: int, total: int, warmup: float) -> float:
+    """Linear schedule: rises over int(warmup * total) steps, then falls; never 0. `step` counts from 0."""
+    rising = int(warmup * total)
+    return (step + 1) / (rising + 1) if step < rising else (total - step) / (total - rising)
+
+
+def batches_of(job: Job, config: TrainConfig) -> Iterator[list[Encoded]]:
+    """The user's batches, epoch by epoch, in the user's own random order."""
+    generator = torch.Generator().manual_seed(user_seed(config.seed, job.user_id))
+    for _ in range(config.epochs):
+        order = torch.randperm(len(job.examples), generator=generator).tolist()
+        for start in range(0, len(order), config.batch_size):
+            yield [job.examples[i] for i in order[start : start + config.batch_size]]
+
+
+def _seat(bank: Bank, slot: int, job: Job, config: TrainConfig) -> _Learner:
+    if not job.examples:
+        raise ValueError(f"user {job.user_id} has no examples")
+    bank.reset(slot, user_seed(config.seed, job.user_id))
+    steps = config.epochs * math.ceil(len(job.examples) / config.batch_size)
+    moments = (torch.zeros_like(bank.values[slot]), torch.zeros_like(bank.values[slot]))
+    return _Learner(slot, job, batches_of(job, config), steps, moments)
+
+
+def _backward(
+    base: Base,
+    batches: list[tuple[_Learner, list[Encoded]]],
+    tokens_per_pass: int,
+    on_progress: Callable[[Progress], None],
+) -> dict[int, float]:
+    """Gradients of each slot's mean loss over its batch's answer tokens; returns the losses by slot."""
+    rows = [row for learner, batch in batches for row in rows_of(learner.slot, batch, tokens_per_pass)]
+    counts: dict[int, int] = {}
+    for row in rows:
+        counts[row.slot] = counts.get(row.slot, 0) + row.answer_tokens
+    losses = dict.fromkeys(counts, 0.0)
+    for group in passes(rows, tokens_per_pass):
+        parts = answer_log_probs(base.model, group).split([row.answer_tokens for row in group])
+        means = [-part.sum() / counts[row.slot] for row, part in zip(group, parts, strict=True)]
+        torch.stack(means).sum().backward()  # type: ignore[no-untyped-call]
+        for row, mean in zip(group, means, strict=True):
+            losses[row.slot] += mean.item()
+        on_progress(_progress(group))
+    return losses
+
+
+def _progress(group: list[SlotRow]) -> Progress:
+    return Progress(sum(len(row.row) for row in group), sum(len(row.examples) for row in group))
+
+
+@torch.no_grad()
+def _update(bank: Bank, learner: _Learner, config: TrainConfig, betas: tuple[float, float] = (0.9, 0.999)) -> None:
+    """Clip the slot's gradient and take one AdamW step on its line, as torch.optim.AdamW does."""
+    value, grad = bank.values[learner.slot], bank.grads[learner.slot]
+    grad.mul_(torch.clamp(config.max_grad_norm / (grad.norm() + 1e-6), max=1.0))
+    rate = config.learning_rate * learning_rate_factor(learner.step, learner.total_steps, config.warmup)
+    learner.step += 1
+    first, second = learner.moments
+    first.lerp_(grad, 1 - betas[0])
+    second.mul_(betas[1]).addcmul_(grad, grad, value=1 - betas[1])
+    divisor = (second.sqrt() / math.sqrt(1 - betas[1] ** learner.step)).add_(1e-8)
+    value.mul_(1 - rate * config.weight_decay)
+    value.addcdiv_(first, divisor, value=-rate / (1 - betas[0] ** learner.step))

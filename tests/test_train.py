@@ -1,0 +1,119 @@
+"""Many users at once give what each would get alone from transformers + PEFT."""
+
+import math
+
+import pytest
+import torch
+from conftest import tiny_model, toy_examples
+from peft import LoraConfig as PeftLoraConfig
+from peft import get_peft_model, set_peft_model_state_dict
+
+from oppu.model.bank import Bank, LoraConfig, user_seed
+from oppu.model.base import Base
+from oppu.model.tokens import Encoded
+from oppu.train import Job, Machine, TrainConfig, Trained, batches_of, learning_rate_factor, train
+
+CONFIG = TrainConfig(epochs=3, batch_size=4, learning_rate=5e-3, lora=LoraConfig(rank=4, alpha=8))
+HISTORIES = {"long": 23, "short": 3, "one": 1, "medium": 9, "late": 6}
+
+
+def jobs(names: list[str]) -> list[Job]:
+    order = list(HISTORIES)
+    return [Job(name, toy_examples(HISTORIES[name], seed=order.index(name))) for name in names]
+
+
+def train_all(base: Base, names: list[str], **machine: int) -> dict[str, Trained]:
+    return {t.user_id: t for t in train(base, jobs(names), CONFIG, Machine(**machine))}
+
+
+def train_with_peft(base: Base, job: Job, config: TrainConfig) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """The reference: one user alone, padded batches, full logits, torch's AdamW, PEFT's LoRA."""
+    bank = Bank(base.model, config.lora, 1)
+    bank.reset(0, user_seed(config.seed, job.user_id))
+    start = bank.module(0)
+    lora = PeftLoraConfig(
+        r=config.lora.rank, lora_alpha=config.lora.alpha, lora_dropout=0.0, target_modules=["q_proj", "v_proj"]
+    )
+    model = get_peft_model(tiny_model(), lora)
+    set_peft_model_state_dict(model, dict(start.tensors))
+    model.train()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    total = config.epochs * math.ceil(len(job.examples) / config.batch_size)
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate_factor(min(step, total - 1), total, config.warmup)
+    )
+    losses = []
+    for batch in batches_of(job, config):
+        loss = model(**padded(batch)).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    names = {n.replace(".default", ""): p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    return names, losses
+
+
+def padded(batch: list[Encoded]) -> dict[str, torch.Tensor]:
+    width = max(len(e.tokens) for e in batch)
+    ids = torch.full((len(batch), width), 2)
+    mask = torch.zeros(len(batch), width, dtype=torch.long)
+    labels = torch.full((len(batch), width), -100)
+    for line, e in enumerate(batch):
+        ids[line, : len(e.tokens)] = torch.tensor(e.tokens)
+        mask[line, : len(e.tokens)] = 1
+        labels[line, e.answer_start : len(e.tokens)] = torch.tensor(e.tokens[e.answer_start :])
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def difference(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
+    """Relative difference of two modules, as one vector each."""
+    assert left.keys() == right.keys()
+    a = torch.cat([left[name].flatten() for name in sorted(left)])
+    b = torch.cat([right[name].flatten() for name in sorted(left)])
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize("user", HISTORIES)
+def test_a_user_in_a_full_bank_equals_the_user_alone_with_peft(base: Base, user: str) -> None:
+    trained = train_all(base, list(HISTORIES), slots=2, tokens_per_pass=150)
+    tensors, losses = train_with_peft(base, jobs([user])[0], CONFIG)
+    assert trained[user].losses == pytest.approx(losses, rel=1e-4)
+    assert difference(dict(trained[user].module.tensors), tensors) < 1e-4
+
+
+def test_neighbours_their_number_and_their_order_change_nothing(base: Base) -> None:
+    alone = train_all(base, ["medium"], slots=1)["medium"]
+    for names, slots in ((["medium", "long"], 2), (["long", "one", "late", "medium", "short"], 3)):
+        company = train_all(base, names, slots=slots, tokens_per_pass=300)["medium"]
+        assert company.losses == pytest.approx(alone.losses, rel=1e-5)
+        assert difference(dict(company.module.tensors), dict(alone.module.tensors)) < 1e-4
+
+
+def test_every_user_is_finished_once_however_few_the_slots(base: Base) -> None:
+    finished = [t.user_id for t in train(base, jobs(list(HISTORIES)), CONFIG, Machine(slots=2))]
+    assert sorted(finished) == sorted(HISTORIES)
+
+
+def test_dropout_is_the_users_own(base: Base) -> None:
+    config = TrainConfig(epochs=2, batch_size=4, lora=LoraConfig(rank=4, dropout=0.3))
+    alone = {t.user_id: t for t in train(base, jobs(["medium"]), config, Machine(1))}["medium"]
+    company = {t.user_id: t for t in train(base, jobs(["long", "medium"]), config, Machine(2))}["medium"]
+    exact = {t.user_id: t for t in train(base, jobs(["medium"]), CONFIG, Machine(1))}["medium"]
+    assert company.losses == pytest.approx(alone.losses, rel=1e-5)
+    assert alone.losses[1] != pytest.approx(exact.losses[1], rel=1e-5)
+
+
+def test_training_leaves_the_base_as_it_was(base: Base) -> None:
+    before = {name: weight.clone() for name, weight in base.model.state_dict().items()}
+    train_all(base, ["short"], slots=1)
+    for name, weight in base.model.state_dict().items():
+        assert torch.equal(weight, before[name])
+
+
+def test_training_lowers_the_loss(base: Base) -> None:
+    habit = tuple(Encoded((*e.prompt, 50, 51), len(e.prompt)) for e in toy_examples(24, seed=0))
+    (trained,) = train(base, [Job("habit", habit)], CONFIG, Machine(1))
+    assert sum(trained.losses[-3:]) < 0.8 * sum(trained.losses[:3])
