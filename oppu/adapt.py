@@ -50,7 +50,9 @@ def adaption_examples(
     if config.pairs is not None and config.pairs < len(found):
         found = random.Random(config.train.seed).sample(found, config.pairs)
     if not found:
-        raise DataError(["there are no held-out users to adapt the base on"], fix="give base users, or use the plain base")
+        raise DataError(
+            ["there are no held-out users to adapt the base on"], fix="give base users, or use the plain base"
+        )
     return found
 
 

@@ -75,9 +75,7 @@ def training_examples(
     return examples
 
 
-def query_examples(
-    task: Task, user: User, setting: Setting = PLAIN, profile: str | None = None
-) -> list[Example]:
+def query_examples(task: Task, user: User, setting: Setting = PLAIN, profile: str | None = None) -> list[Example]:
     """The user's questions as prompts, the gold answer as the example's answer."""
     index = HistoryIndex(task, user.history, setting)
     return [query_example(index, user.id, query, profile) for query in user.queries]

@@ -62,9 +62,7 @@ def personalize(
     def jobs() -> Iterator[Job]:
         for user in users:
             store.put_history(user.id, plan.task.name, user.history)
-            examples = training_examples(
-                plan.task, user, plan.setting, (profiles or {}).get(user.id), plan.newest
-            )
+            examples = training_examples(plan.task, user, plan.setting, (profiles or {}).get(user.id), plan.newest)
             fingerprint = training_fingerprint(base, plan, examples)
             record = find_module(store, base, plan, user.id)
             if not examples:

@@ -118,9 +118,7 @@ def text_of(base: Base, tokens: Sequence[int], stop: str) -> str:
 
 def _branches(base: Base, task: Task, questions: Sequence[Question], max_tokens: int) -> list[list[Encoded]]:
     """For each question, the prompt continued by each label."""
-    labels = {
-        prefix: encode_answers(base.tokenizer, [prefix + label for label in task.labels]) for prefix in ("", " ")
-    }
+    labels = {prefix: encode_answers(base.tokenizer, [prefix + label for label in task.labels]) for prefix in ("", " ")}
     room = max_tokens - max(len(tokens) for listed in labels.values() for tokens in listed)
     prompts = encode(base.tokenizer, [q.example for q in questions], room, answers=False)
     return [

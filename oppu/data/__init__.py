@@ -1,6 +1,6 @@
-"""Users with their histories and queries, from the OPPU release, from LaMP's own files, or from one's own JSONL and CSV.
+"""Users with their histories and queries: from the OPPU release, LaMP's own files, or one's own JSONL and CSV.
 
-All formats become the same `records.Dataset`; whatever is wrong in the files is listed whole, and nothing is half-loaded.
+All formats become the same `records.Dataset`. Whatever is wrong in the files is listed whole; nothing is half-loaded.
 """
 
 from oppu.data.download import download_lamp, progress_bar

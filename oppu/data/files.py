@@ -89,7 +89,7 @@ def _csv_rows(path: Path, text: str, problems: Problems) -> Iterator[tuple[Place
         problems.add(Place(path.name, line), f"malformed CSV: {error}")
 
 
-def list_of_objects(value: object, place: Place, name: str, problems: Problems) -> list[Mapping[str, object]]:
+def list_of_objects(value: object, name: str, place: Place, problems: Problems) -> list[Mapping[str, object]]:
     """`value` as a list of JSON objects; entries of another shape become problems and are left out."""
     if not isinstance(value, list):
         problems.add(place, f"{name} is not a list")

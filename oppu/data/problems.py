@@ -4,7 +4,6 @@ A reader goes on after a problem, so that one run names every problem; `Problems
 """
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,25 +18,20 @@ class Place:
     line: int | None = None
     user: str | None = None
     item: str | None = None
-    """Names a history item or a query, with the word for it: `item '7'`, `query 'q1'`."""
+    """A history item or a query, with the word for it: `item '7'`, `query 'q1'`, `item no. 3`."""
 
     def of_user(self, user: str) -> "Place":
+        """The same spot, with its user known."""
         return replace(self, user=user)
 
-    def of_item(self, kind: str, identifier: str) -> "Place":
-        return replace(self, item=f"{kind} '{identifier}'")
+    def of_item(self, item: str) -> "Place":
+        """The same spot, with its item or query known."""
+        return replace(self, item=item)
 
     def __str__(self) -> str:
-        return ", ".join(self._parts())
-
-    def _parts(self) -> Iterator[str]:
-        yield self.file
-        if self.line is not None:
-            yield f"line {self.line}"
-        if self.user is not None:
-            yield f"user '{self.user}'"
-        if self.item is not None:
-            yield self.item
+        line = f"line {self.line}" if self.line is not None else ""
+        user = f"user '{self.user}'" if self.user is not None else ""
+        return ", ".join(part for part in (self.file, line, user, self.item) if part)
 
 
 class Problems:

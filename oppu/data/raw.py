@@ -1,24 +1,22 @@
 """What every format is first read into: users, items and queries as the files have them, each with its place.
 
-Values are text already; a value of another type is listed as a problem here and marked unreadable.
+A value that is not text is listed as a problem at once and stands as `Unreadable` from then on, so that no later check
+speaks of it again.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from oppu.data.problems import Place, Problems
 
-Group = Literal["personal", "base"]
+
+class Unreadable(str):
+    """Stands for a value that was listed as a problem; later checks pass over it."""
+
+    __slots__ = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Fields:
-    """The text fields of an item or a query."""
-
-    values: Mapping[str, str]
-    unreadable: frozenset[str] = frozenset()
-    """Fields that the file has, with something else than text in them: listed as problems already."""
+UNREADABLE = Unreadable()
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +24,7 @@ class RawItem:
     """A history item before it is checked against the task."""
 
     id: str
-    fields: Fields
+    fields: Mapping[str, str]
     date: str | None
     place: Place
 
@@ -36,7 +34,7 @@ class RawQuery:
     """A query before it is checked against the task."""
 
     id: str
-    fields: Fields
+    fields: Mapping[str, str]
     """`input` as the data set words it, or the question's parts, or both."""
     gold: str | None
     date: str | None
@@ -53,46 +51,39 @@ class RawUser:
     place: Place
 
 
-def as_text(value: object) -> str | None:
-    """Text as it is, a whole number written out, None for everything else (text that UTF-8 cannot hold, too)."""
-    if isinstance(value, str):
-        return value if _is_utf8(value) else None
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
-
-
 def text_at(raw: Mapping[str, object], name: str, place: Place, problems: Problems) -> str | None:
-    """The text under `name`, None without a problem when there is none, None with one when it is not text."""
+    """The text under `name`, a whole number written out; None when there is none; Unreadable, listed, when no text."""
     if name not in raw:
         return None
-    text = as_text(raw[name])
-    if text is None:
-        problems.add(place, _not_text(name, raw[name]))
-    return text
+    value = raw[name]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, str) and _is_utf8(value):
+        return value
+    problems.add(place, _not_text(name, value))
+    return UNREADABLE
 
 
-def required_text(raw: Mapping[str, object], name: str, place: Place, problems: Problems) -> str | None:
-    """The text under `name`; a problem when it is missing, empty or no text."""
+def required_text(raw: Mapping[str, object], name: str, place: Place, problems: Problems) -> str:
+    """The text under `name`; Unreadable, listed, when it is missing, empty or no text."""
     text = text_at(raw, name, place, problems)
-    if name not in raw:
+    if text is None:
         problems.add(place, f"missing field '{name}'")
-    elif text is not None and not text.strip():
-        problems.add(place, f"field '{name}' is empty")
-        return None
-    return text
+    elif not text.strip() and not isinstance(text, Unreadable):
+        problems.add(place, f"empty field '{name}'")
+    return text if text and text.strip() else UNREADABLE
 
 
-def fields_of(raw: Mapping[str, object], without: Iterable[str], place: Place, problems: Problems) -> Fields:
+def fields_of(raw: Mapping[str, object], without: Iterable[str], place: Place, problems: Problems) -> dict[str, str]:
     """All fields but `without`, as text."""
     left_out = frozenset(without)
-    texts = {name: as_text(value) for name, value in raw.items() if name not in left_out}
-    for name, text in texts.items():
-        if text is None:
-            problems.add(place, _not_text(name, raw[name]))
-    values = {name: text or "" for name, text in texts.items()}
-    return Fields(values, frozenset(name for name, text in texts.items() if text is None))
+    texts = {name: text_at(raw, name, place, problems) for name in raw if name not in left_out}
+    return {name: text for name, text in texts.items() if text is not None}
 
 
 def _is_utf8(text: str) -> bool:
+    if text.isascii():
+        return True
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -100,9 +91,10 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
+_KINDS = {"bool": "true or false", "float": "a fractional number", "NoneType": "null", "list": "a list"}
+
+
 def _not_text(name: str, value: object) -> str:
     if isinstance(value, str):
         return f"field '{name}' holds half of a surrogate pair, which is no text"
-    kinds = {"bool": "true or false", "float": "a fractional number", "NoneType": "null", "list": "a list"}
-    kind = kinds.get(type(value).__name__, "an object")
-    return f"field '{name}' is {kind}, not text; write it as a string"
+    return f"field '{name}' is {_KINDS.get(type(value).__name__, 'an object')}; write it as a string"

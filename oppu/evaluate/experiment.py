@@ -267,4 +267,3 @@ def _config(experiment: Experiment, command: str) -> Mapping[str, Any]:
             "peft": peft.__version__,
         },
     }
-

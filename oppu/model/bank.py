@@ -85,7 +85,9 @@ class Bank:
 
     def load(self, slot: int, module: Module) -> None:
         """Put a user's module into a slot; ModelError names every tensor that does not fit the base or the rank."""
-        problems = [f"{k} is {module.config.get(k)}, not {v}" for k, v in self._must_be().items() if module.config.get(k) != v]
+        problems = [
+            f"{k} is {module.config.get(k)}, not {v}" for k, v in self._must_be().items() if module.config.get(k) != v
+        ]
         expected = {name: shape for t in self._targets for name, shape in self._tensors_of(t).items()}
         problems += [f"{name} is missing" for name in expected.keys() - module.tensors.keys()]
         problems += [f"{name} is not known" for name in module.tensors.keys() - expected.keys()]

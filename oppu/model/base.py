@@ -50,9 +50,7 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_base(
-    name: str = EMBEDDED, *, device: torch.device | None = None, dtype: torch.dtype | None = None
-) -> Base:
+def load_base(name: str = EMBEDDED, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Base:
     """Load a base by the embedded model's name, a folder, or a model's name on the hub.
 
     float32 on the CPU, bfloat16 on CUDA, unless `dtype` says otherwise. ModelError when it cannot be had.

@@ -87,7 +87,9 @@ class Decoder:
                         cache[layer][to] = cache[layer][line]
         self._active = [self._active[i] for i in kept]
 
-    def append(self, layer: int, key: torch.Tensor, value: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def append(
+        self, layer: int, key: torch.Tensor, value: torch.Tensor, lengths: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Put a step's keys and values [n, H, 1, D] behind the others; both with all before, [n, H, T, D]."""
         count, end = len(self._active), int(lengths.max()) + 1
         lines = torch.arange(count, device=lengths.device)
@@ -120,7 +122,9 @@ class _StepLayout:
         """See `Layout.attend`; T is 1. The query heads of a key head are taken as its queries: no copies of keys."""
         keys, values = self._decoder.append(layer, key, value, self._lengths)
         grouped = query.view(query.shape[0], key.shape[1], -1, query.shape[-1])
-        return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=self._seen, scale=scale).view(query.shape)
+        return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=self._seen, scale=scale).view(
+            query.shape
+        )
 
 
 def _pack_by_slot(prompts: Sequence[Prompt]) -> tuple[list[Row], list[int], list[list[int]]]:

@@ -1,6 +1,6 @@
 """A personal module in PEFT's own format: named tensors and what PEFT writes in adapter_config.json.
 
-In and out: a folder with `adapter_model.safetensors` and `adapter_config.json`, as `PeftModel.from_pretrained` loads it.
+In and out: a folder with `adapter_model.safetensors` and `adapter_config.json`, as `PeftModel.from_pretrained` loads.
 Nothing is trusted: header, names and shapes are checked against the file's length and the config before a tensor is
 read, and a pickle is never opened. PEFT itself is not needed here.
 """
@@ -22,6 +22,7 @@ from oppu.errors import StoreError
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _TEXT_SUFFIXES = {".json", ".jinja", ".md", ".txt"}
 _DAMAGED = "restore it from an export, or train the module again"
@@ -39,18 +40,25 @@ class Module:
     """What PEFT writes in adapter_config.json (peft_type, r, lora_alpha, target_modules, ...)."""
 
 
+def check_module(module: Module, *, where: str) -> None:
+    """StoreError, one line beginning with `where`, for a module that read_module would refuse."""
+    _refuse_misfits(
+        json.loads(_config_text(module, where)), {n: tuple(t.shape) for n, t in module.tensors.items()}, where
+    )
+    _refuse([f"{n} (dtype {t.dtype})" for n, t in module.tensors.items() if t.dtype not in _DTYPES], where)
+    _refuse(_values_that_are_no_numbers(module.tensors), where)
+
+
 def write_module(module: Module, folder: Path) -> None:
     """Writes `module` as two files into `folder`, which is made if need be; neither atomic nor synced: the store is.
 
     StoreError for a module that read_module would refuse (then nothing is written); OSError where the disk fails.
     """
+    check_module(module, where=str(folder))
     tensors = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in module.tensors.items()}
-    config = json.dumps(dict(module.config), indent=2, sort_keys=True, default=_set_as_list)
-    _refuse_misfits(json.loads(config), {name: tuple(t.shape) for name, t in tensors.items()}, folder)
-    _refuse(_values_that_are_no_numbers(tensors), folder / WEIGHTS)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
-    (folder / CONFIG).write_text(config + "\n", encoding="utf-8")
+    (folder / CONFIG).write_text(_config_text(module, str(folder)) + "\n", encoding="utf-8")
 
 
 def read_module(folder: Path) -> Module:
@@ -62,7 +70,7 @@ def read_module(folder: Path) -> Module:
     try:
         _refuse_other_files(folder)
         config = _read_config(folder / CONFIG)
-        _refuse_misfits(config, _read_shapes(folder / WEIGHTS), folder)
+        _refuse_misfits(config, _read_shapes(folder / WEIGHTS), str(folder))
         tensors = load((folder / WEIGHTS).read_bytes())
     except OSError as error:
         raise StoreError(f"cannot be read ({error.strerror})", where=str(error.filename or folder)) from error
@@ -70,21 +78,28 @@ def read_module(folder: Path) -> Module:
         raise StoreError(
             f"is no valid safetensors file ({error})", where=str(folder / WEIGHTS), fix=_DAMAGED
         ) from error
-    _refuse(_values_that_are_no_numbers(tensors), folder / WEIGHTS)
+    _refuse(_values_that_are_no_numbers(tensors), str(folder / WEIGHTS))
     return Module(tensors=tensors, config=config)
+
+
+def _config_text(module: Module, where: str) -> str:
+    try:
+        return json.dumps(dict(module.config), indent=2, sort_keys=True, default=_set_as_list)
+    except (TypeError, ValueError) as error:
+        raise StoreError(f"the module's config is no JSON ({error})", where=where) from error
 
 
 def _set_as_list(value: object) -> object:
     """PEFT keeps target_modules as a set; JSON has lists."""
     if isinstance(value, set | frozenset):
         return sorted(value)
-    raise TypeError(f"{type(value).__name__} has no place in {CONFIG}")
+    raise TypeError(f"a {type(value).__name__} in {CONFIG}")
 
 
-def _refuse(problems: list[str], path: Path) -> None:
+def _refuse(problems: list[str], where: str) -> None:
     if problems:
         count = "1 bad tensor: " if len(problems) == 1 else f"{len(problems)} bad tensors: "
-        raise StoreError(count + ", ".join(problems), where=str(path), fix=_DAMAGED)
+        raise StoreError(count + ", ".join(problems), where=where, fix=_DAMAGED)
 
 
 def _refuse_other_files(folder: Path) -> None:
@@ -130,7 +145,7 @@ def _read_shapes(path: Path) -> dict[str, Shape]:
     if not isinstance(header, dict):
         raise StoreError("has no valid safetensors header", where=str(path), fix=_DAMAGED)
     header.pop("__metadata__", None)
-    _refuse([f"{name} ({why})" for name, entry in header.items() if (why := _entry_problem(entry))], path)
+    _refuse([f"{name} ({why})" for name, entry in header.items() if (why := _entry_problem(entry))], str(path))
     _refuse_wrong_length(header, size - 8 - header_length, path)
     return {name: tuple(entry["shape"]) for name, entry in header.items()}
 
@@ -169,18 +184,16 @@ def _values_that_are_no_numbers(tensors: Mapping[str, torch.Tensor]) -> list[str
     return [f"{name} (NaN or infinite)" for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
 
 
-def _refuse_misfits(config: Mapping[str, Any], shapes: Mapping[str, Shape], folder: Path) -> None:
+def _refuse_misfits(config: Mapping[str, Any], shapes: Mapping[str, Shape], where: str) -> None:
     """Refuses every tensor whose name or shape is not what the config announces."""
     kind = str(config.get("peft_type"))
     if kind not in _KINDS:
-        fix = f"use one of: {', '.join(_KINDS)}"
-        raise StoreError(f"peft_type {kind!r} is unknown", where=str(folder / CONFIG), fix=fix)
+        raise StoreError(f"peft_type {kind!r} is unknown", where=where, fix=f"use one of: {', '.join(_KINDS)}")
     if not _are_targets(config.get("target_modules")):
-        what = "target_modules are neither names nor a regular expression"
-        raise StoreError(what, where=str(folder / CONFIG), fix=_DAMAGED)
+        raise StoreError("target_modules are neither names nor a regular expression", where=where, fix=_DAMAGED)
     if not shapes:
-        raise StoreError("holds no tensors", where=str(folder / WEIGHTS), fix=_DAMAGED)
-    _refuse(_KINDS[kind](config, shapes), folder / WEIGHTS)
+        raise StoreError("holds no tensors", where=where, fix=_DAMAGED)
+    _refuse(_KINDS[kind](config, shapes), where)
 
 
 def _lora_misfits(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> list[str]:

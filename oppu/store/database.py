@@ -4,6 +4,7 @@ Everything particular to SQLite is in this file. A writing transaction begins IM
 from its first statement, so what it reads cannot change under it.
 """
 
+import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sqlalchemy import Connection, QueuePool, create_engine, event, func, insert, inspect, select
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.schema import CreateTable
 
 from oppu.errors import StoreError
@@ -67,7 +68,7 @@ class Database:
                 cursor = connection.cursor()
                 cursor.execute(f"PRAGMA busy_timeout={timeout_ms}")
                 cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-                busy = cursor.fetchone()[0]
+                (busy, _, _) = cursor.fetchall()[0]
                 cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
                 cursor.close()
             finally:
@@ -86,7 +87,7 @@ class Database:
             raise ConflictError(
                 f"a row is there already or does not fit ({error.orig})", where=str(self._path)
             ) from error
-        except (DBAPIError, sqlite3.Error) as error:
+        except (SQLAlchemyError, sqlite3.Error) as error:
             raise _in_plain_words(error, self._path) from error
 
     def _migrate(self) -> None:
@@ -136,7 +137,7 @@ def _begin(connection: Connection) -> None:
 
 def _connect(path: Path, read_only: bool) -> sqlite3.Connection:
     """A connection whose transactions SQLAlchemy begins and ends (isolation_level None)."""
-    uri = path.absolute().as_uri() + ("?mode=ro" if read_only else "?mode=rwc")
+    uri = path.absolute().as_uri() + "?" + (_read_only_options(path) if read_only else "mode=rwc")
     connection = sqlite3.connect(
         uri, uri=True, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT_MS / 1000
     )
@@ -151,6 +152,12 @@ def _connect(path: Path, read_only: bool) -> sqlite3.Connection:
     return connection
 
 
+def _read_only_options(path: Path) -> str:
+    """A folder that nobody can write holds no log: SQLite must then be told not to look for one."""
+    log = path.with_name(path.name + "-wal")
+    return "mode=ro" if os.access(path.parent, os.W_OK) or log.exists() else "mode=ro&immutable=1"
+
+
 def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
     """Switches to WAL; SQLite does not wait for its lock here, so two processes creating a store at once take turns."""
     for attempt in range(100):
@@ -163,7 +170,7 @@ def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
             time.sleep(0.05)
 
 
-def _in_plain_words(error: DBAPIError | sqlite3.Error, path: Path) -> StoreError:
+def _in_plain_words(error: SQLAlchemyError | sqlite3.Error, path: Path) -> StoreError:
     cause = str(error.orig if isinstance(error, DBAPIError) else error)
     for sign, what, fix in (
         ("not a database", "is no SQLite database", "move it away, or restore it from a copy"),

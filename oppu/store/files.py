@@ -25,6 +25,8 @@ _CAUSES = {
     errno.EDQUOT: ("the disk quota is used up", "free some space and run it again; nothing that was stored is lost"),
     errno.EROFS: ("the file system is read-only", "use a folder that can be written"),
     errno.EACCES: ("permission denied", "use a folder that you may write"),
+    errno.EEXIST: ("a file of that name is in the way", "use another folder"),
+    errno.ENOTDIR: ("a file is where a folder should be", "use another folder"),
     errno.EPERM: ("permission denied", "use a folder that you may write"),
 }
 

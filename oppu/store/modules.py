@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, Select, func, insert, select
 
 from oppu.errors import OppuError, StoreError
-from oppu.model.module import CONFIG, WEIGHTS, Module, read_module, write_module
+from oppu.model.module import CONFIG, WEIGHTS, Module, check_module, read_module, write_module
 from oppu.store.database import ConflictError, Database, utc_now
 from oppu.store.files import (
     is_garbage,
@@ -53,6 +53,7 @@ def put_module(
     check_names(user_id=user_id, task=task, setting=setting, base_name=base_name, base_fingerprint=base_fingerprint)
     values: dict[str, Any] = {"user_id": user_id, "task": task, "setting": setting, "base_name": base_name}
     values |= {"base_fingerprint": base_fingerprint, "training": to_json("the training record", dict(training))}
+    check_module(module, where=f"the module of user '{user_id}' for {task}")
     with os_errors(folder), _work_folder(database, folder) as work:
         write_module(module, work / "module")
         sync_tree(work)
@@ -127,13 +128,21 @@ def settle_dead_puts(database: Database, folder: Path) -> None:
 
 def settle(database: Database, folder: Path, work: Path) -> None:
     """Ends a put that was interrupted: a folder that has its place but no row goes, and so does the work folder."""
-    target = work / "target"
-    if target.exists() and not (work / "module").exists():
-        path = target.read_text(encoding="ascii")
+    path = _place_of(work)
+    if path is not None:
         with database.writing() as connection:
-            if not _has_row(connection, path) and _MODULE_FOLDER.fullmatch(path):
+            if not _has_row(connection, path):
                 remove_tree(folder / path, root=folder / "modules")
     shutil.rmtree(work, ignore_errors=True)
+
+
+def _place_of(work: Path) -> str | None:
+    """Where the work folder's module went; None if it did not, or if another process has cleared the work folder."""
+    with suppress(FileNotFoundError):
+        path = (work / "target").read_text(encoding="ascii")
+        if not (work / "module").exists() and _MODULE_FOLDER.fullmatch(path):
+            return path
+    return None
 
 
 @contextmanager
@@ -158,9 +167,7 @@ def _publish(database: Database, folder: Path, work: Path, values: dict[str, Any
             path = str(module_folder(**{name: row[name] for name in _KEY}))
             connection.execute(insert(MODULES).values(**row, path=path))
             _rename(folder, work, path)
-            record = ModuleRecord(**row | {"path": folder / path, "training": from_json(row["training"])})
-            connection.commit()
-            return record
+            return ModuleRecord(**row | {"path": folder / path, "training": from_json(row["training"])})
     raise StoreError("other processes kept taking the version", where=str(folder), fix="run it again")
 
 

@@ -14,7 +14,7 @@ def check_names(**names: str) -> None:
     for what, name in names.items():
         if not name:
             raise StoreError(f"{what} is empty", fix=f"give a {what}")
-        if "\0" in name or not name.isprintable() and any(0xD800 <= ord(letter) < 0xE000 for letter in name):
+        if any(letter == "\0" or 0xD800 <= ord(letter) < 0xE000 for letter in name):
             raise StoreError(f"{what} {name!r} holds characters that are no text", fix=f"give another {what}")
 
 

@@ -69,7 +69,7 @@ def export_module(record: ModuleRecord, folder: Path) -> Path:
 def read_export(folder: Path, given: Mapping[str, Any]) -> tuple[Module, dict[str, Any]]:
     """The module in `folder` and what put_module needs to know of it: from oppu.json, `given` values (not None) first.
 
-    A plain PEFT folder has no oppu.json; then the values must all be given, but for base_name, which PEFT's config says.
+    A plain PEFT folder has no oppu.json; then the values must be given, but for base_name, which PEFT's config says.
     """
     known: dict[str, Any] = {"training": {}}
     with os_errors(folder):

@@ -18,9 +18,7 @@ def find_task(name: str) -> Task:
         return built_in
     if name.endswith(".toml"):
         return task_from_toml(Path(name))
-    raise ConfigError(
-        f"unknown task '{name}'", fix=f"use a path to a .toml file or one of: {', '.join(BUILT_IN)}"
-    )
+    raise ConfigError(f"unknown task '{name}'", fix=f"use a path to a .toml file or one of: {', '.join(BUILT_IN)}")
 
 
 __all__ = ["BUILT_IN", "HistoryForm", "Hyperparameters", "Task", "find_task", "task_from_toml"]

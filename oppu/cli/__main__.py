@@ -1,0 +1,5 @@
+"""`python -m oppu.cli`."""
+
+from oppu.cli import main
+
+main()

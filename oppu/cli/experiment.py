@@ -1,0 +1,119 @@
+"""`oppu experiment`: several methods on the same users, one table."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from oppu.cli.options import (
+    BaseName,
+    BatchSize,
+    DataPath,
+    Epochs,
+    LearningRate,
+    Newest,
+    Rank,
+    Seed,
+    Slots,
+    TaskName,
+    TokensPerPass,
+    changed,
+    quiet_libraries,
+)
+from oppu.cli.progress import meter
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(experiment)
+
+
+def experiment(
+    task: TaskName,
+    data: DataPath,
+    out: Annotated[Path, typer.Option("--out", help="Folder for tables, predictions, report, bases and modules.")],
+    methods: Annotated[
+        str, typer.Option("--methods", help="Some of base, random, rag, oppu, oppu+rag, separated by commas.")
+    ] = "base,random,rag,oppu,oppu+rag",
+    k: Annotated[str, typer.Option("--k", help="Numbers of retrieved items, separated by commas.")] = "1",
+    users: Annotated[
+        int | None, typer.Option("--users", min=1, help="The users with the longest histories. [default: all]")
+    ] = None,
+    seed: Seed = 0,
+    base: BaseName = "smollm2-135m",
+    base_data: Annotated[
+        Path | None, typer.Option("--base-data", help="Data whose held-out users adapt the base. [default: --data]")
+    ] = None,
+    adapt: Annotated[bool, typer.Option(help="Adapt the base to the task first (section 2.2).")] = True,
+    adapt_histories: Annotated[bool, typer.Option(help="Use held-out users' histories as pairs, too.")] = True,
+    adapt_pairs: Annotated[
+        int | None, typer.Option("--adapt-pairs", min=1, help="Pairs to adapt on, drawn at random. [default: all]")
+    ] = None,
+    adapt_epochs: Annotated[int | None, typer.Option("--adapt-epochs", min=1, help="[default: the base's]")] = None,
+    newest: Newest = None,
+    epochs: Epochs = None,
+    learning_rate: LearningRate = None,
+    batch_size: BatchSize = None,
+    rank: Rank = None,
+    slots: Slots = 16,
+    tokens_per_pass: TokensPerPass = 1024,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew; remove what an earlier run left.")] = False,
+) -> None:
+    """Compare methods on the same users and write table, predictions and report to one folder.
+
+    Running the same command again goes on where it was interrupted.
+
+    Example: `oppu experiment --task news_categorize --data data/news --users 20 --k 1 --out runs/out/news`
+    """
+    from oppu.data import read_dataset
+    from oppu.evaluate.experiment import Experiment, run
+    from oppu.evaluate.summary import summary_table
+    from oppu.records import Dataset
+    from oppu.recipes import recipe_for
+    from oppu.tasks import find_task
+    from oppu.train import Machine
+
+    found = find_task(task)
+    dataset = read_dataset(data, found)
+    if base_data is not None:
+        dataset = Dataset(dataset.users, read_dataset(base_data, found).base_users)
+    recipe = recipe_for(base, found)
+    personal = changed(
+        recipe.personal, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, seed=seed
+    )
+    wanted = Experiment(
+        task=found,
+        methods=tuple(methods.split(",")),
+        k=tuple(_number(text) for text in k.split(",")),
+        base=base,
+        adapt=changed(recipe.adapt, epochs=adapt_epochs, seed=seed) if adapt else None,
+        personal=changed(personal, lora=changed(personal.lora, rank=rank, alpha=rank)),
+        users=users,
+        newest=newest,
+        pairs=adapt_pairs,
+        histories=adapt_histories,
+        seed=seed,
+    )
+    with quiet_libraries(), meter() as shown:
+        cells = run(
+            wanted,
+            dataset,
+            out,
+            fresh=fresh,
+            command=shlex.join(["oppu", *sys.argv[1:]]),
+            machine=Machine(slots, tokens_per_pass),
+            on_stage=lambda stage: shown.show(stage.name, stage.done, stage.total, stage.tokens),
+        )
+    Console().print(summary_table(found, cells))
+    typer.echo(f"report: {out / 'report.html'}")
+
+
+def _number(text: str) -> int:
+    from oppu.errors import ConfigError
+
+    if not text.strip().isdigit():
+        raise ConfigError(f"'{text}' is no number of items", where="--k", fix="use for example --k 1 or --k 1,2,4")
+    return int(text)

@@ -1,0 +1,58 @@
+"""Options that several commands share, and what they stand for."""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+TaskName = Annotated[
+    str, typer.Option("--task", help="A task's name (`oppu tasks`), its LaMP id, or a TOML file of one's own.")
+]
+DataPath = Annotated[Path, typer.Option("--data", help="Folder or file with the users' histories.")]
+BaseName = Annotated[
+    str,
+    typer.Option("--base", help="Base model: a name in the store, the embedded one, a folder, or a name on the hub."),
+]
+StorePath = Annotated[Path, typer.Option("--store", help="Folder of the store; made when it is not there.")]
+UserId = Annotated[str, typer.Option("--user", help="A user's id.")]
+K = Annotated[int, typer.Option("--k", min=0, help="Number of retrieved history items in the prompt.")]
+RetrieverName = Annotated[str, typer.Option("--retriever", help="bm25, random or recent.")]
+Profiles = Annotated[
+    Path | None, typer.Option("--profiles", help="JSON file {user: profile}; adds the profile to every prompt (phi_p).")
+]
+Newest = Annotated[
+    int | None, typer.Option("--newest", min=1, help="Train on the newest so many items of a history. [default: all]")
+]
+Slots = Annotated[int, typer.Option("--slots", min=1, help="Users trained at a time; changes no result.")]
+TokensPerPass = Annotated[
+    int, typer.Option("--tokens-per-pass", min=64, help="Tokens in one forward and backward; more needs more memory.")
+]
+Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over a history. [default: the base's]")]
+LearningRate = Annotated[
+    float | None, typer.Option("--learning-rate", min=0.0, help="Highest learning rate. [default: the base's]")
+]
+BatchSize = Annotated[
+    int | None, typer.Option("--batch-size", min=1, help="Examples per optimizer step. [default: the base's]")
+]
+Rank = Annotated[int | None, typer.Option("--rank", min=1, help="Rank of the LoRA modules. [default: the base's]")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random choice.")]
+
+T = TypeVar("T")
+
+
+def changed(config: T, **changes: Any) -> T:
+    """The config with those fields that are not None."""
+    return dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})  # type: ignore[type-var]
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """No progress bars and chatter of the libraries underneath."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    yield

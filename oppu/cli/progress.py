@@ -1,0 +1,44 @@
+"""One line that says what is under way: users done, tokens per second, time left."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console(stderr=True)
+
+
+class Meter:
+    """A bar for the stage under way; a new stage's name begins a new bar."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._stage = ""
+        self._started = 0.0
+
+    def show(self, stage: str, done: int, total: int, tokens: int = 0) -> None:
+        """Where the stage stands; `tokens` since its start."""
+        if stage != self._stage:
+            self._stage, self._started = stage, time.perf_counter()
+            self._bar = self._progress.add_task(stage, total=total, speed="")
+        seconds = time.perf_counter() - self._started
+        speed = f"{tokens / seconds:,.0f} tokens/s" if tokens and seconds > 1 else ""
+        self._progress.update(self._bar, completed=done, total=total, speed=speed)
+
+
+@contextmanager
+def meter() -> Iterator[Meter]:
+    """A meter on standard error, which stays as it was at the end."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        yield Meter(progress)

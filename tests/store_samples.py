@@ -1,0 +1,61 @@
+"""Small values for the tests of the store: a module of two layers, a history, and the words of a put."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from oppu.model.module import Module
+from oppu.records import HistoryItem
+
+CONFIG: dict[str, Any] = {
+    "peft_type": "LORA",
+    "task_type": "CAUSAL_LM",
+    "base_model_name_or_path": "tiny",
+    "r": 2,
+    "lora_alpha": 4,
+    "target_modules": ["q_proj", "v_proj"],
+}
+HISTORY = (
+    HistoryItem(id="a", fields={"text": "a first thing", "title": "naïve \u0000 ☃"}, time=1.5),
+    HistoryItem(id="b", fields={"text": "a second thing"}, time=1.5),
+    HistoryItem(id="a", fields={}, time=-3.0),
+)
+
+
+def tiny_module(seed: int = 0, **config: object) -> Module:
+    """LoRA of rank 2 on the query projections of two layers."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for layer in range(2):
+        name = f"base_model.model.model.layers.{layer}.self_attn.q_proj.lora_"
+        tensors[name + "A.weight"] = torch.randn(2, 5, generator=generator)
+        tensors[name + "B.weight"] = torch.randn(3, 2, generator=generator)
+    return Module(tensors, CONFIG | config)
+
+
+def whose(user_id: str = "ann", **changed: Any) -> dict[str, Any]:
+    """What put_module asks for beside the module."""
+    values = {"task": "movie_tagging", "setting": "k0", "base_name": "tiny", "base_fingerprint": "f" * 64}
+    return values | {"user_id": user_id, "training": {"seed": 1, "losses": [0.5, 0.25]}} | changed
+
+
+def same(left: Module, right: Module) -> bool:
+    """Whether two modules have the same config and bitwise the same tensors."""
+    return (
+        left.config == right.config
+        and left.tensors.keys() == right.tensors.keys()
+        and all(torch.equal(tensor, right.tensors[name]) for name, tensor in left.tensors.items())
+    )
+
+
+def files_with(folder: Path, needle: str) -> list[str]:
+    """The files and folders under `folder` whose bytes or names hold `needle`."""
+    found = [path for path in folder.rglob("*") if needle in path.name]
+    found += [path for path in folder.rglob("*") if path.is_file() and needle.encode() in path.read_bytes()]
+    return sorted(str(path.relative_to(folder)) for path in found)
+
+
+def module_folders(folder: Path) -> list[Path]:
+    """The folders of module versions on disk, with or without a row."""
+    return sorted((folder / "modules").glob("*/*/*/*/*/v*"))

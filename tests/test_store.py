@@ -1,0 +1,411 @@
+"""The store gives back exactly what was put, and says clearly what it cannot do."""
+
+import errno
+import os
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import torch
+from sqlalchemy import inspect
+from store_samples import HISTORY, module_folders, same, tiny_module, whose
+
+from oppu.errors import StoreError, UnknownUserError
+from oppu.model.module import Module
+from oppu.records import HistoryItem
+from oppu.store import Store, schema, write_atomically
+from oppu.store.database import Database
+from oppu.store.files import temporary_name
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store(tmp_path / "store") as store:
+        yield store
+
+
+def test_a_history_comes_back_as_it_was_put_and_is_replaced(store: Store) -> None:
+    store.put_history("ann", "movie_tagging", HISTORY)
+    assert store.history("ann", "movie_tagging") == HISTORY
+    store.put_history("ann", "movie_tagging", HISTORY[1:2])
+    assert store.history("ann", "movie_tagging") == HISTORY[1:2]
+
+
+def test_an_unknown_user_is_an_error_and_a_user_with_nothing_is_not(store: Store) -> None:
+    with pytest.raises(UnknownUserError, match="user 'ann' is unknown"):
+        store.history("ann", "movie_tagging")
+    store.put_history("ann", "movie_tagging", ())
+    store.put_module(tiny_module(), **whose("bob"))
+    assert store.history("ann", "movie_tagging") == ()
+    assert store.history("bob", "movie_tagging") == ()
+    assert store.find_module("ann", "movie_tagging") is None
+
+
+def test_users_are_those_with_a_history_or_a_module(store: Store) -> None:
+    store.put_history("cid", "movie_tagging", HISTORY)
+    store.put_history("ann", "news_headline", HISTORY)
+    store.put_module(tiny_module(), **whose("bob"))
+    assert store.users() == ("ann", "bob", "cid")
+    assert store.users("movie_tagging") == ("bob", "cid")
+
+
+def test_a_module_comes_back_as_it_was_put_after_reopening(tmp_path: Path) -> None:
+    with Store(tmp_path / "store") as store:
+        put = store.put_module(tiny_module(), **whose("ann"))
+    with Store(tmp_path / "store", read_only=True) as store:
+        found = store.find_module("ann", "movie_tagging")
+        assert found == put
+        assert same(store.load_module(found), tiny_module())
+    assert (put.version, put.base_name, put.training) == (1, "tiny", {"seed": 1, "losses": [0.5, 0.25]})
+    assert put.size_bytes == sum(path.stat().st_size for path in put.path.iterdir())
+    assert list((tmp_path / "store" / "tmp").iterdir()) == []
+
+
+def test_versions_count_within_user_task_setting_and_base(store: Store) -> None:
+    first = store.put_module(tiny_module(1), **whose("ann"))
+    second = store.put_module(tiny_module(2), **whose("ann"))
+    others = [
+        store.put_module(tiny_module(), **whose("bob")),
+        store.put_module(tiny_module(), **whose("ann", task="news_headline")),
+        store.put_module(tiny_module(), **whose("ann", setting="k1")),
+        store.put_module(tiny_module(), **whose("ann", base_fingerprint="0" * 64)),
+    ]
+    assert [first.version, second.version] == [1, 2]
+    assert [record.version for record in others] == [1, 1, 1, 1]
+    assert same(store.load_module(first), tiny_module(1))
+    assert same(store.load_module(second), tiny_module(2))
+
+
+def test_the_newest_module_that_fits_is_found(store: Store) -> None:
+    first = store.put_module(tiny_module(), **whose("ann"))
+    second = store.put_module(tiny_module(), **whose("ann"))
+    other = store.put_module(tiny_module(), **whose("ann", setting="k1"))
+    assert store.find_module("ann", "movie_tagging") == other
+    assert store.find_module("ann", "movie_tagging", "k0") == second
+    assert store.find_module("ann", "movie_tagging", setting="k0", version=1) == first
+    assert store.find_module("ann", "movie_tagging", base_fingerprint="other") is None
+    assert store.modules() == (first, second, other)
+    assert store.modules(user_id="ann", task="movie_tagging", newest_only=True) == (second, other)
+    assert store.modules(user_id="bob") == ()
+
+
+def test_ids_and_names_of_any_letters_stay_inside_the_store(store: Store, tmp_path: Path) -> None:
+    hostile = "../../☃ /etc"
+    record = store.put_module(tiny_module(), **whose(hostile, task=hostile, setting="..", base_fingerprint="../x"))
+    store.put_module(tiny_module(), **whose(hostile, task="../../☃  /etc", setting="..", base_fingerprint="../y"))
+    assert record.path.resolve().is_relative_to((store.folder / "modules").resolve())
+    assert store.base_folder("../../up").parent == store.folder / "bases"
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+    assert len({found.path for found in store.modules()}) == 2
+    assert same(store.load_module(record), tiny_module())
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", "\ud800"])
+def test_names_that_no_database_keeps_are_refused(store: Store, name: str) -> None:
+    with pytest.raises(StoreError, match="user_id"):
+        store.put_history(name, "movie_tagging", HISTORY)
+    with pytest.raises(StoreError, match="setting"):
+        store.put_module(tiny_module(), **whose(setting=name))
+
+
+def test_a_module_that_is_no_module_is_refused_before_anything_is_written(store: Store) -> None:
+    broken = Module(dict.fromkeys(tiny_module().tensors, torch.tensor(float("nan"))), tiny_module().config)
+    with pytest.raises(StoreError, match="the module of user 'ann' for movie_tagging: 4 bad tensors"):
+        store.put_module(broken, **whose("ann"))
+    with pytest.raises(StoreError, match="training record is no JSON"):
+        store.put_module(tiny_module(), **whose("ann", training={"when": object()}))
+    assert store.users() == ()
+    assert list((store.folder / "tmp").iterdir()) == []
+
+
+def test_a_time_that_is_no_number_is_refused_and_the_old_history_stays(store: Store) -> None:
+    store.put_history("ann", "movie_tagging", HISTORY)
+    with pytest.raises(StoreError, match="item 'x' of user 'ann' has time nan"):
+        store.put_history("ann", "movie_tagging", [HistoryItem(id="x", fields={}, time=float("nan"))])
+    assert store.history("ann", "movie_tagging") == HISTORY
+
+
+def test_a_damaged_module_is_refused(store: Store) -> None:
+    record = store.put_module(tiny_module(), **whose())
+    weights = record.path / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(StoreError, match="not the ones that were put"):
+        store.load_module(record)
+    weights.write_bytes(whole[:-1])
+    with pytest.raises(StoreError, match="bytes instead of"):
+        store.load_module(record)
+    weights.write_bytes(whole)
+    (record.path / "adapter_model.bin").write_bytes(b"")
+    with pytest.raises(StoreError, match=r"holds .*adapter_model\.bin"):
+        store.load_module(record)
+    shutil.rmtree(record.path)
+    with pytest.raises(StoreError, match="gone"):
+        store.load_module(record)
+
+
+def test_a_damaged_config_is_refused(store: Store) -> None:
+    record = store.put_module(tiny_module(), **whose())
+    config = record.path / "adapter_config.json"
+    config.write_text(config.read_text().replace('"lora_alpha": 4', '"lora_alpha": 9'))
+    with pytest.raises(StoreError, match="not the ones that were put"):
+        store.load_module(record)
+
+
+def test_bases_are_registered_and_move_with_the_store(tmp_path: Path) -> None:
+    with Store(tmp_path / "store") as store:
+        folder = store.base_folder("Org/Tiny-1")
+        folder.mkdir()
+        put = store.put_base("Org/Tiny-1", "f1", folder, {"from": "tiny"})
+        store.put_base("away", "f2", tmp_path / "elsewhere", {})
+        assert store.put_base("away", "f3", tmp_path / "elsewhere", {}) == store.base("away")
+        assert store.base("Org/Tiny-1") == put
+        assert store.base("none") is None
+    (tmp_path / "store").rename(tmp_path / "moved")
+    with Store(tmp_path / "moved") as store:
+        assert [(base.name, base.fingerprint) for base in store.bases()] == [("Org/Tiny-1", "f1"), ("away", "f3")]
+        moved = store.base("Org/Tiny-1")
+        assert moved == replace(put, path=store.base_folder("Org/Tiny-1"))
+        assert moved.path.is_dir()
+        assert store.bases()[1].path == tmp_path / "elsewhere"
+
+
+# opening
+
+
+def test_the_tables_are_those_that_the_migrations_make(store: Store) -> None:
+    with store._database.reading() as connection:
+        found = inspect(connection)
+        assert set(found.get_table_names()) == set(schema.USERS.metadata.tables)
+        for table in schema.USERS.metadata.tables.values():
+            assert [column["name"] for column in found.get_columns(table.name)] == [c.name for c in table.columns]
+            key = found.get_pk_constraint(table.name)["constrained_columns"]
+            assert key == [column.name for column in table.primary_key]
+
+
+def test_an_older_store_is_brought_up_to_date_and_keeps_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Store(tmp_path) as store:
+        store.put_history("ann", "movie_tagging", HISTORY)
+    second = ("CREATE TABLE later (name TEXT)",)
+    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, second))
+    with pytest.raises(StoreError, match="open it once for writing"):
+        Store(tmp_path, read_only=True)
+    for _ in range(2):
+        with Store(tmp_path) as store:
+            assert store.history("ann", "movie_tagging") == HISTORY
+            with store._database.reading() as connection:
+                assert inspect(connection).has_table("later")
+
+
+def test_a_migration_that_fails_leaves_the_store_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Store(tmp_path) as store:
+        store.put_history("ann", "movie_tagging", HISTORY)
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, ("DROP TABLE history_items", "no SQL")))
+        with pytest.raises(StoreError, match="syntax error"):
+            Store(tmp_path)
+    with Store(tmp_path) as store:
+        assert store.history("ann", "movie_tagging") == HISTORY
+
+
+def test_a_store_of_a_newer_oppu_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, ("CREATE TABLE later (name TEXT)",)))
+        Store(tmp_path).close()
+    with pytest.raises(StoreError, match=r"made by a newer oppu \(schema 2, this one knows up to 1\); update oppu"):
+        Store(tmp_path)
+
+
+def test_a_file_that_is_no_database_is_refused_and_kept(tmp_path: Path) -> None:
+    (tmp_path / "oppu.db").write_text("these are notes of mine, not a database\n" * 100)
+    with pytest.raises(StoreError, match=r"oppu\.db: is no SQLite database") as caught:
+        Store(tmp_path)
+    assert "\n" not in caught.value.line()
+    assert (tmp_path / "oppu.db").read_text().startswith("these are notes")
+
+
+def test_a_database_of_someone_else_is_refused_and_kept(tmp_path: Path) -> None:
+    connection = sqlite3.connect(tmp_path / "oppu.db")
+    connection.execute("CREATE TABLE users (name TEXT)")
+    connection.close()
+    with pytest.raises(StoreError, match="not a store's"):
+        Store(tmp_path)
+
+
+def test_a_damaged_database_is_refused_in_one_line(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        for user in range(50):
+            store.put_history(f"user-{user}", "movie_tagging", HISTORY)
+    whole = (tmp_path / "oppu.db").read_bytes()
+    (tmp_path / "oppu.db").write_bytes(whole[:4096] + b"\xff" * (len(whole) - 4096))
+    with pytest.raises(StoreError, match="is damaged") as caught, Store(tmp_path) as store:
+        store.history("user-1", "movie_tagging")
+    assert "\n" not in caught.value.line()
+
+
+def test_a_file_where_the_folder_should_be_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("a file")
+    with pytest.raises(StoreError, match="a file is"):
+        Store(tmp_path / "store")
+
+
+def test_a_read_only_store_makes_nothing_and_takes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="is no store"):
+        Store(tmp_path / "none", read_only=True)
+    assert not (tmp_path / "none").exists()
+    Store(tmp_path / "store").close()
+    with Store(tmp_path / "store", read_only=True) as store:
+        for act in (
+            lambda: store.put_history("ann", "movie_tagging", HISTORY),
+            lambda: store.put_module(tiny_module(), **whose()),
+            lambda: store.put_base("tiny", "f", tmp_path, {}),
+            lambda: store.delete_user("ann"),
+        ):
+            with pytest.raises(StoreError, match="opened read-only"):
+                act()
+        assert store.users() == ()
+    assert list((tmp_path / "store" / "tmp").iterdir()) == []
+
+
+def test_garbage_of_dead_processes_goes_and_work_of_living_ones_stays(tmp_path: Path) -> None:
+    Store(tmp_path).close()
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    living_name = temporary_name("put")
+    dead_name = living_name.replace(f"-{os.getpid()}-", f"-{dead.pid}-")
+    foreign_name = ".put.00000000-1-00000000.tmp"  # of another host: only its age tells
+    for name in (living_name, dead_name, foreign_name):
+        (tmp_path / "tmp" / name / "module").mkdir(parents=True)
+    Store(tmp_path).close()
+    assert {path.name for path in (tmp_path / "tmp").iterdir()} == {living_name, foreign_name}
+    os.utime(tmp_path / "tmp" / foreign_name, (0, 0))
+    Store(tmp_path).close()
+    assert {path.name for path in (tmp_path / "tmp").iterdir()} == {living_name}
+
+
+# disks that fail
+
+
+def failing(code: int) -> object:
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise OSError(code, os.strerror(code))
+
+    return fail
+
+
+@pytest.mark.parametrize("place", ["pathlib.Path.write_bytes", "os.fsync", "oppu.store.modules.os.rename"])
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(errno.ENOSPC, "the disk is full; free"), (errno.EROFS, "read-only"), (errno.EACCES, "permission denied")],
+)
+def test_a_disk_that_fails_in_a_put_costs_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch, place: str, code: int, words: str
+) -> None:
+    old = store.put_module(tiny_module(1), **whose("ann"))
+    with monkeypatch.context() as patch:
+        patch.setattr(place, failing(code))
+        with pytest.raises(StoreError, match=words) as caught:
+            store.put_module(tiny_module(2), **whose("ann"))
+    assert "\n" not in caught.value.line()
+    assert store.modules() == (old,)
+    assert same(store.load_module(old), tiny_module(1))
+    assert module_folders(store.folder) == [old.path]
+    assert list((store.folder / "tmp").iterdir()) == []
+    assert store.put_module(tiny_module(2), **whose("ann")).version == 2
+
+
+def test_a_database_that_cannot_grow_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Store(tmp_path) as store:
+        store.put_history("ann", "movie_tagging", HISTORY)
+        old = store.put_module(tiny_module(), **whose("ann"))
+    monkeypatch.setattr("oppu.store.database._PRAGMAS", ("PRAGMA max_page_count=1",))
+    long = [HistoryItem(id="x", fields={"text": "x" * 100_000}, time=0.0)]
+    with Store(tmp_path) as store:
+        with pytest.raises(StoreError, match=r"oppu\.db: the disk is full"):
+            store.put_history("ann", "movie_tagging", long)
+        with pytest.raises(StoreError, match=r"oppu\.db: the disk is full"):
+            store.put_module(tiny_module(), **whose("ann", training={"text": "x" * 100_000}))
+        assert store.history("ann", "movie_tagging") == HISTORY
+        assert store.modules() == (old,)
+        assert module_folders(tmp_path) == [old.path]
+        assert list((tmp_path / "tmp").iterdir()) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_disk_that_is_really_full_costs_nothing(small_disk: Path) -> None:
+    with Store(small_disk / "store") as store:
+        store.put_history("ann", "movie_tagging", HISTORY)
+        old = store.put_module(tiny_module(1), **whose("ann"))
+        filler = small_disk / "filler"
+        with pytest.raises(OSError, match="No space left"):
+            filler.write_bytes(bytes(1_000_000))
+        with pytest.raises(StoreError, match="the disk is full"):
+            store.put_module(tiny_module(2), **whose("ann"))
+        with pytest.raises(StoreError, match="the disk is full"):
+            store.put_history("ann", "movie_tagging", [replace(HISTORY[0], fields={"text": "x" * 600_000})])
+        assert store.history("ann", "movie_tagging") == HISTORY
+        assert same(store.load_module(old), tiny_module(1))
+        filler.unlink()
+        assert store.put_module(tiny_module(2), **whose("ann")).version == 2
+
+
+def test_a_store_on_a_disk_that_cannot_be_written_is_still_read(small_disk: Path) -> None:
+    with Store(small_disk / "store") as store:
+        record = store.put_module(tiny_module(), **whose("ann"))
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(StoreError, match=r"oppu\.db: cannot be|read-only") as caught:
+        Store(small_disk / "store")
+    assert "\n" not in caught.value.line()
+    with Store(small_disk / "store", read_only=True) as store:
+        assert same(store.load_module(record), tiny_module())
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "report.json"
+    write_atomically(path, b"old")
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", failing(errno.ENOSPC))
+        with pytest.raises(StoreError, match=r"report\.json: the disk is full"):
+            write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [found.name for found in tmp_path.iterdir()] == ["report.json"]
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+
+
+def test_leftovers_of_a_killed_write_go_with_the_next_one(tmp_path: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    leftover = temporary_name("report.json").replace(f"-{os.getpid()}-", f"-{dead.pid}-")
+    living = temporary_name("report.json")
+    for name in (leftover, living):
+        (tmp_path / name).write_bytes(b"half")
+    write_atomically(tmp_path / "report.json", b"whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"report.json", living}
+
+
+def test_a_locked_database_is_a_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("oppu.store.database.BUSY_TIMEOUT_MS", 50)
+    with Store(tmp_path) as store:
+        other = Database(tmp_path / "oppu.db")
+        with other.writing(), pytest.raises(StoreError, match="another process keeps it locked"):
+            store.put_history("ann", "movie_tagging", HISTORY)
+        other.close()
+        store.put_history("ann", "movie_tagging", HISTORY)
+        assert store.history("ann", "movie_tagging") == HISTORY

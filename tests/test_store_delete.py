@@ -1,0 +1,126 @@
+"""A deleted user leaves no file, no row and no byte."""
+
+import errno
+import logging
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from store_samples import HISTORY, files_with, module_folders, same, tiny_module, whose
+
+from oppu.errors import StoreError, UnknownUserError
+from oppu.records import HistoryItem
+from oppu.store import Store
+
+_USER = "zanzibar-user"
+_SECRETS = (_USER, "walrus-secret", "walrus-replaced", "walrus-training", "walrus-title")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store(tmp_path / "store") as store:
+        yield store
+
+
+def put_secrets(store: Store) -> None:
+    """A history that was replaced once, long enough for overflow pages, and three modules in two tasks."""
+    for word in ("walrus-replaced", "walrus-secret"):
+        items = [
+            HistoryItem(id=f"{word}-{number}", fields={"text": f"{word} " * 900, "title": "walrus-title"}, time=number)
+            for number in range(20)
+        ]
+        store.put_history(_USER, "movie_tagging", items)
+    store.put_history(_USER, "news_headline", HISTORY)
+    for task in ("movie_tagging", "movie_tagging", "news_headline"):
+        store.put_module(tiny_module(), **whose(_USER, task=task, training={"note": "walrus-training"}))
+
+
+def test_a_deleted_user_leaves_no_trace_in_any_file(store: Store) -> None:
+    for other in ("ann", "zoe"):
+        store.put_history(other, "movie_tagging", HISTORY)
+        store.put_module(tiny_module(), **whose(other))
+    put_secrets(store)
+    mine = store.modules(user_id=_USER)
+    kept = [record for record in store.modules() if record.user_id != _USER]
+    assert all(files_with(store.folder, secret) for secret in _SECRETS)
+    with Store(store.folder):  # another connection is open meanwhile
+        deleted = store.delete_user(_USER)
+    assert [(secret, found) for secret in _SECRETS if (found := files_with(store.folder, secret))] == []
+    assert files_with(store.folder, mine[0].path.parents[3].name) == []
+    assert (deleted.user_id, deleted.task, deleted.modules, deleted.history_items) == (_USER, None, 3, 23)
+    assert deleted.size_bytes == sum(record.size_bytes for record in mine)
+    assert set(deleted.paths) == {record.path for record in mine}
+    assert store.users() == ("ann", "zoe")
+    assert store.history("ann", "movie_tagging") == HISTORY
+    assert module_folders(store.folder) == sorted(record.path for record in kept)
+    assert same(store.load_module(kept[0]), tiny_module())
+
+
+def test_one_task_of_a_user_is_deleted_and_the_others_stay(store: Store) -> None:
+    put_secrets(store)
+    deleted = store.delete_user(_USER, "movie_tagging")
+    assert (deleted.task, deleted.modules, deleted.history_items) == ("movie_tagging", 2, 20)
+    assert files_with(store.folder, "walrus-secret") == []
+    assert files_with(store.folder, "walrus-replaced") == []
+    assert store.users("movie_tagging") == ()
+    assert store.history(_USER, "news_headline") == HISTORY
+    (kept,) = store.modules()
+    assert same(store.load_module(kept), tiny_module())
+
+
+def test_an_unknown_user_or_task_cannot_be_deleted(store: Store) -> None:
+    store.put_history("ann", "movie_tagging", HISTORY)
+    with pytest.raises(UnknownUserError, match="user 'bob' is unknown"):
+        store.delete_user("bob")
+    with pytest.raises(UnknownUserError, match="user 'ann' is unknown in task 'news_headline'"):
+        store.delete_user("ann", "news_headline")
+    assert store.history("ann", "movie_tagging") == HISTORY
+
+
+def test_a_deleted_user_can_come_back(store: Store) -> None:
+    store.put_module(tiny_module(1), **whose("ann"))
+    store.put_module(tiny_module(1), **whose("ann"))
+    store.delete_user("ann")
+    assert store.put_module(tiny_module(2), **whose("ann")).version == 1
+
+
+def test_a_deletion_that_the_disk_refuses_is_finished_later(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    put_secrets(store)
+    store.put_history("ann", "movie_tagging", HISTORY)
+
+    def refuse(path: Path, *, root: Path) -> None:
+        raise OSError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("oppu.store.deletion.remove_tree", refuse)
+        with pytest.raises(StoreError, match="permission denied"):
+            store.delete_user(_USER)
+        assert store.users() == ("ann",)
+        with pytest.raises(StoreError, match=f"user '{_USER}' is being deleted"):
+            store.put_module(tiny_module(), **whose(_USER))
+        with caplog.at_level(logging.WARNING, "oppu.store"):
+            Store(store.folder).close()
+    assert "cannot be finished yet" in caplog.text
+    deleted = store.delete_user(_USER)
+    assert (deleted.modules, deleted.history_items) == (3, 23)
+    assert files_with(store.folder, "walrus-secret") == []
+
+
+def test_a_reader_that_keeps_the_log_is_reported_and_the_next_opening_wipes_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_secrets(store)
+    monkeypatch.setattr("oppu.store.deletion.BUSY_TIMEOUT_MS", 50)
+    reader = sqlite3.connect(store.folder / "oppu.db", isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM users").fetchall()
+    with pytest.raises(StoreError, match="another process keeps the write-ahead log"):
+        store.delete_user(_USER)
+    assert store.users() == ()
+    assert files_with(store.folder, "walrus-secret")
+    reader.close()
+    Store(store.folder).close()
+    assert files_with(store.folder, "walrus-secret") == []
