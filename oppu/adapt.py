@@ -21,6 +21,8 @@ from oppu.examples import PLAIN, Setting, query_examples, training_examples
 from oppu.model.base import Base, load_base, save_base
 from oppu.model.tokens import encode
 from oppu.records import Example, User
+from oppu.store import Store
+from oppu.store.files import os_errors
 from oppu.tasks import Task
 from oppu.train import Job, Machine, Progress, TrainConfig, train_into_base
 
@@ -65,6 +67,41 @@ def adaption_fingerprint(base: Base, task: Task, examples: Sequence[Example], co
     return digest.hexdigest()
 
 
+def adapt_into_store(
+    store: Store,
+    base: Base,
+    task: Task,
+    users: Sequence[User],
+    config: AdaptConfig,
+    *,
+    name: str | None = None,
+    profiles: Mapping[str, str] | None = None,
+    machine: Machine | None = None,
+    on_progress: Callable[[int, int, int], None] = lambda done, total, tokens: None,
+) -> Base:
+    """The base adapted to the task, by default called TASK-SETTING: the store's, when it was made from the very same.
+
+    `on_progress(examples done, of, tokens)`. A new one changes `base.model` in place.
+    """
+    name = name if name is not None else f"{task.name}-{config.setting.name}"
+    examples = adaption_examples(task, users, config, profiles)
+    there = store.base(name)
+    wanted = adaption_fingerprint(base, task, examples, config)
+    if there is not None and there.path.is_dir() and there.record.get("input_fingerprint") == wanted:
+        return load_base(str(there.path), device=base.device, dtype=base.model.dtype)
+    done = tokens = 0
+
+    def count(news: Progress) -> None:
+        nonlocal done, tokens
+        done, tokens = done + news.examples, tokens + news.tokens
+        on_progress(done, len(examples) * config.train.epochs, tokens)
+
+    folder = store.base_folder(name)
+    adapted = adapt(base, task, examples, config, folder, name=name, machine=machine, on_progress=count)
+    store.put_base(name, adapted.fingerprint, folder, adapted.record)
+    return adapted
+
+
 def adapt(
     base: Base,
     task: Task,
@@ -97,12 +134,13 @@ def adapt(
         "seconds": (datetime.now(UTC) - started).total_seconds(),
         "oppu": __version__,
     }
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    making = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        save_base(replace(base, record=record), making)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.rename(making, folder)
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
+    with os_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        making = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            save_base(replace(base, record=record), making)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.rename(making, folder)
+        finally:
+            shutil.rmtree(making, ignore_errors=True)
     return load_base(str(folder), device=base.device, dtype=base.model.dtype)

@@ -3,13 +3,17 @@
 `Setting` says what stands in a prompt besides the question: nothing (k=0), retrieved items, a profile.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
+from oppu.errors import ConfigError
 from oppu.prompts import build_prompt, context_lines, training_pair, with_context
 from oppu.records import Example, HistoryItem, Query, User
-from oppu.retrieval import Retriever, make_retriever
+from oppu.retrieval import RETRIEVERS, Retriever, make_retriever
 from oppu.tasks import Task
+from oppu.tasks.task import template_fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +28,27 @@ class Setting:
     seed: int = 0
     """For the random retriever."""
 
+    def __post_init__(self) -> None:
+        if self.k < 0:
+            raise ConfigError(f"k is {self.k}, but nobody can retrieve fewer items than none", fix="use k >= 0")
+        if self.retriever not in RETRIEVERS:
+            raise ConfigError(f"unknown retriever '{self.retriever}'", fix=f"use one of: {', '.join(RETRIEVERS)}")
+
     @property
     def name(self) -> str:
         """A short name for files and records: `plain`, `bm25-k1`, `bm25-k1-profile`, `profile`."""
         parts = [f"{self.retriever}-k{self.k}"] if self.k else []
         return "-".join([*parts, *(["profile"] if self.profile else [])]) or "plain"
+
+    @classmethod
+    def named(cls, name: str) -> Self:
+        """The setting (of seed 0) that has this `name`; ConfigError where there is none."""
+        match = re.fullmatch(r"plain|(?:(?P<retriever>.+)-k(?P<k>\d+))?-?(?P<profile>profile)?", name)
+        parts = match.groupdict() if match else {}
+        setting = cls(int(parts.get("k") or 0), parts.get("retriever") or "bm25", bool(parts.get("profile")))
+        if setting.name != name:
+            raise ConfigError(f"'{name}' is no setting's name", fix="use for example plain, profile or bm25-k1")
+        return setting
 
 
 PLAIN = Setting()
@@ -94,9 +114,12 @@ def _document(task: Task, item: HistoryItem) -> str:
 
 
 def _without_answer(task: Task, item: HistoryItem) -> dict[str, str]:
+    """The item's fields that its own prompt may show; all of them where there is no prompt (tweets)."""
     form = task.form_for(item.fields)
-    hidden = "" if form is None or not form.prompt else form.answer
-    return {name: value for name, value in item.fields.items() if "{" + name + "}" != hidden}
+    if form is None or not form.prompt:
+        return dict(item.fields)
+    hidden = template_fields(form.answer) - template_fields(form.prompt)
+    return {name: value for name, value in item.fields.items() if name not in hidden}
 
 
 def _ids(items: Sequence[HistoryItem]) -> tuple[str, ...]:

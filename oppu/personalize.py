@@ -1,7 +1,7 @@
 """From users' histories to a stored module for each of them, and from stored modules to answers.
 
-A finished user is committed to the store by itself; a user whose module is already there, made from the same history with
-the same settings, is not trained again. So an interrupted run goes on where it stopped.
+A finished user is committed to the store by itself; a user whose module is already there, made from the same history
+with the same settings, is not trained again. So an interrupted run goes on where it stopped.
 """
 
 import hashlib
@@ -11,14 +11,16 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from oppu import __version__
+from oppu.errors import ModelError, StoreError, UnknownUserError
 from oppu.examples import PLAIN, Setting, query_examples, training_examples
-from oppu.model.bank import Bank
-from oppu.model.base import Base
+from oppu.model.bank import Bank, LoraConfig
+from oppu.model.base import Base, load_base
+from oppu.model.module import Module
 from oppu.model.tokens import encode
 from oppu.predict import Question, answer
-from oppu.records import Example, User
+from oppu.records import Example, Query, User
 from oppu.store import ModuleRecord, Store
-from oppu.tasks import Task
+from oppu.tasks import Task, find_task
 from oppu.train import Job, Machine, Progress, TrainConfig, train
 
 
@@ -67,7 +69,7 @@ def personalize(
             record = find_module(store, base, plan, user.id)
             if not examples:
                 settled.append(Personalized(user.id, "no history", None))
-            elif record is not None and record.training.get("fingerprint") == fingerprint:
+            elif record is not None and record.training.get("fingerprint") == fingerprint and _is_whole(store, record):
                 settled.append(Personalized(user.id, "kept", record))
             else:
                 fingerprints[user.id] = fingerprint
@@ -86,6 +88,7 @@ def personalize(
                 "fingerprint": fingerprints.pop(trained.user_id),
                 "config": asdict(plan.train),
                 "setting": asdict(plan.setting),
+                "task": plan.task.model_dump(mode="json"),
                 "newest": plan.newest,
                 "losses": list(trained.losses),
                 "oppu": __version__,
@@ -94,6 +97,82 @@ def personalize(
         yield Personalized(trained.user_id, "trained", record)
         yield from _taken(settled)
     yield from _taken(settled)
+
+
+def base_of(store: Store, name: str) -> Base:
+    """A base by its name in the store; else as `load_base` finds it: embedded, a folder, or on the hub."""
+    record = store.base(name)
+    return load_base(str(record.path)) if record is not None else load_base(name)
+
+
+def longest_histories(users: Sequence[User], count: int | None) -> list[User]:
+    """The `count` users with the longest histories (section 4), longest first; ties by user id. None: all."""
+    ordered = sorted(users, key=lambda user: (-len(user.history), user.id))
+    return ordered if count is None else ordered[:count]
+
+
+def stored_module(
+    store: Store, user_id: str, task: str | None = None, setting: str | None = None, version: int | None = None
+) -> ModuleRecord:
+    """The user's newest module that fits what is given; UnknownUserError or StoreError where there is none."""
+    found = [
+        record
+        for record in store.modules(user_id, task)
+        if setting in (None, record.setting) and version in (None, record.version)
+    ]
+    if found:
+        return max(found, key=lambda record: record.created)
+    if user_id not in store.users():
+        raise UnknownUserError(f"unknown user '{user_id}'", where=str(store.folder), fix="see `oppu modules list`")
+    raise StoreError(f"user {user_id} has no such module", where=str(store.folder), fix="see `oppu modules list --all`")
+
+
+def ask(
+    store: Store,
+    user_id: str,
+    question: str,
+    *,
+    task: Task | None = None,
+    k: int | None = None,
+    profile: str | None = None,
+    use_module: bool = True,
+) -> str:
+    """One answer for one user, with the base, the task and the prompts that the user's module was trained with.
+
+    `k`: the module trained with so many retrieved items; None: the newest module. ModelError where the base is no
+    longer the one that the module was trained on.
+    """
+    records = [
+        record
+        for record in store.modules(user_id, None if task is None else task.name)
+        if k in (None, setting_of(record).k)
+    ]
+    record = max(records, key=lambda r: r.created) if records else stored_module(store, user_id, "", None)
+    known = task if task is not None else task_of(record)
+    base = base_of(store, record.base_name)
+    if use_module and base.fingerprint != record.base_fingerprint:
+        raise ModelError(
+            f"the module of user {user_id} was trained on another base ({record.base_fingerprint[:12]}) than the one "
+            f"that is called so now ({base.fingerprint[:12]})",
+            where=base.name,
+            fix="personalize again on this base",
+        )
+    plan = Plan(known, TrainConfig(), setting_of(record))
+    user = User(user_id, store.history(user_id, record.task), (Query("question", question, known.fields_of(question)),))
+    profiles = {user_id: profile} if profile is not None else None
+    return answer_users(base, plan, [user], store if use_module else None, profiles, Machine(slots=1))[user_id][0]
+
+
+def task_of(record: ModuleRecord) -> Task:
+    """The task that a module was trained for, as it was then."""
+    kept = record.training.get("task")
+    return Task.model_validate(kept) if kept is not None else find_task(record.task)
+
+
+def setting_of(record: ModuleRecord) -> Setting:
+    """The prompts that a module was trained with; of a module from elsewhere, the setting's name says them."""
+    kept = record.training.get("setting")
+    return Setting(**kept) if kept is not None else Setting.named(record.setting)
 
 
 def find_module(store: Store, base: Base, plan: Plan, user_id: str) -> ModuleRecord | None:
@@ -124,32 +203,48 @@ def answer_users(
     """
     machine = machine or Machine()
     answers: dict[str, list[str]] = {}
-    bank = Bank(base.model, plan.train.lora, machine.slots if store is not None else 1)
-    with bank.attach():
-        for first in range(0, len(users), machine.slots):
-            group = users[first : first + machine.slots]
-            questions: list[Question] = []
-            for place, user in enumerate(group):
-                record = find_module(store, base, plan, user.id) if store is not None else None
-                if record is not None and store is not None:
-                    bank.load(place, store.load_module(record))
-                slot = place if record is not None else -1
-                examples = query_examples(plan.task, user, plan.setting, (profiles or {}).get(user.id))
-                questions += [Question(slot, example) for example in examples]
-            limit = min(plan.train.max_tokens, base.max_tokens)
-            outputs = iter(
-                answer(
-                    base,
-                    plan.task,
-                    questions,
-                    max_tokens=limit,
-                    tokens_per_pass=machine.tokens_per_pass,
-                    on_done=on_done,
-                )
+    limit = min(plan.train.max_tokens, base.max_tokens)
+    for first in range(0, len(users), machine.slots):
+        group = users[first : first + machine.slots]
+        modules = _modules_of(base, plan, group, store)
+        questions = [
+            Question(place if modules[place] is not None else -1, example)
+            for place, user in enumerate(group)
+            for example in query_examples(plan.task, user, plan.setting, (profiles or {}).get(user.id))
+        ]
+        shape = next((LoraConfig.of(module) for module in modules if module is not None), plan.train.lora)
+        bank = Bank(base.model, shape, len(group))
+        for place, module in enumerate(modules):
+            if module is not None:
+                bank.load(place, module)
+        with bank.attach():
+            found = answer(
+                base,
+                plan.task,
+                questions,
+                max_tokens=limit,
+                tokens_per_pass=machine.tokens_per_pass,
+                on_done=on_done,
             )
-            for user in group:
-                answers[user.id] = [next(outputs) for _ in user.queries]
+        outputs = iter(found)
+        for user in group:
+            answers[user.id] = [next(outputs) for _ in user.queries]
     return answers
+
+
+def _modules_of(base: Base, plan: Plan, users: Sequence[User], store: Store | None) -> list[Module | None]:
+    """Each user's module, where there is one."""
+    records = [find_module(store, base, plan, user.id) if store is not None else None for user in users]
+    return [store.load_module(record) if store is not None and record is not None else None for record in records]
+
+
+def _is_whole(store: Store, record: ModuleRecord) -> bool:
+    """Whether the module can still be read; a damaged one is trained again."""
+    try:
+        store.load_module(record)
+    except StoreError:
+        return False
+    return True
 
 
 def _taken(settled: list[Personalized]) -> list[Personalized]:

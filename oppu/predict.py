@@ -1,4 +1,4 @@
-"""Answers for questions of different users in one batch: labels by scoring the allowed ones, text by greedy decoding."""
+"""Answers for questions of different users in one batch: labels by scoring them, text by greedy decoding."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -81,7 +81,7 @@ def generate(
     stop: str = "\n",
     on_done: Callable[[int], None] = lambda _: None,
 ) -> list[str]:
-    """Greedy decoding up to the end token, `stop` or the task's length limit; a finished row makes room for the next."""
+    """Greedy decoding up to the end token, `stop` or the task's length limit; finished rows make room for others."""
     room = max_tokens - task.max_answer_tokens
     prompts = encode(base.tokenizer, [q.example for q in questions], room, answers=False)
     decoder = Decoder(base.model)
@@ -107,7 +107,8 @@ def generate(
 def is_finished(base: Base, tokens: Sequence[int], stop: str, limit: int) -> bool:
     """Whether an answer has ended: by the end token, by `stop` (leading white space aside) or by its length."""
     ended = tokens[-1] == base.tokenizer.eos_token_id or len(tokens) >= limit
-    return ended or (stop in base.tokenizer.decode(tokens[-1]) and stop in base.tokenizer.decode(tokens).lstrip())
+    # a stop string ends with the token that holds its last character
+    return ended or (stop[-1] in base.tokenizer.decode(tokens[-1]) and stop in base.tokenizer.decode(tokens).lstrip())
 
 
 def text_of(base: Base, tokens: Sequence[int], stop: str) -> str:

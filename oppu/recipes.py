@@ -1,7 +1,7 @@
 """Training settings that belong to a base model, not to a task.
 
-Table 4 of the paper was made for Llama-2-7B; a base fifty times smaller needs larger steps. A base's settings are found by
-its family's name and chosen on held-out items of the base users (`docs/log.md`).
+Table 4 of the paper was made for Llama-2-7B; a base fifty times smaller needs larger steps. A base's settings are found
+by its family's name; where they come from stands in `docs/log.md`.
 """
 
 from dataclasses import dataclass, replace

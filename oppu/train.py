@@ -176,7 +176,7 @@ def _backward(
         counts[row.slot] = counts.get(row.slot, 0) + row.answer_tokens
     losses = dict.fromkeys(counts, 0.0)
     for group in passes(rows, tokens_per_pass):
-        parts = answer_log_probs(base.model, group).split([row.answer_tokens for row in group])
+        parts = answer_log_probs(base.model, group).split([row.answer_tokens for row in group])  # type: ignore[no-untyped-call]
         means = [-part.sum() / counts[row.slot] for row, part in zip(group, parts, strict=True)]
         torch.stack(means).sum().backward()  # type: ignore[no-untyped-call]
         for row, mean in zip(group, means, strict=True):

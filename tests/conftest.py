@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from oppu.model.base import Base, make_base
 from oppu.model.tokens import Encoded
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the models are too small to share
 
 
 def tiny_model(seed: int = 0, layers: int = 2, vocabulary: int = 128) -> LlamaForCausalLM:

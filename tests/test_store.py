@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -251,7 +252,7 @@ def test_a_damaged_database_is_refused_in_one_line(tmp_path: Path) -> None:
 
 def test_a_file_where_the_folder_should_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("a file")
-    with pytest.raises(StoreError, match="a file is"):
+    with pytest.raises(StoreError, match="a file of that name is in the way"):
         Store(tmp_path / "store")
 
 
@@ -409,3 +410,11 @@ def test_a_locked_database_is_a_clear_line(tmp_path: Path, monkeypatch: pytest.M
         other.close()
         store.put_history("ann", "movie_tagging", HISTORY)
         assert store.history("ann", "movie_tagging") == HISTORY
+
+
+def test_threads_share_a_store(store: Store) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        records = list(pool.map(lambda seed: store.put_module(tiny_module(seed), **whose("ann")), range(16)))
+        assert sorted(record.version for record in records) == list(range(1, 17))
+        loaded = list(pool.map(store.load_module, records))
+    assert all(same(module, tiny_module(seed)) for seed, module in enumerate(loaded))

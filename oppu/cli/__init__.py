@@ -1,7 +1,7 @@
 """The command line: parse, make a config, one call. Nothing imports it.
 
-An OppuError is printed as it is and ends with exit code 2. Commands import what they need when they run, so that help is
-there at once.
+An OppuError is printed as it is and ends with exit code 2. Commands import what they need when they run, so that help
+is there at once.
 """
 
 import os

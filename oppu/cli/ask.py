@@ -1,7 +1,104 @@
-"""."""
+"""`oppu ask` and `oppu predict`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
 
 import typer
+
+from oppu.cli.options import (
+    BaseName,
+    DataPath,
+    K,
+    Profiles,
+    RetrieverName,
+    StorePath,
+    TaskName,
+    TokensPerPass,
+    UserId,
+    quiet_libraries,
+)
+from oppu.cli.progress import meter
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
+    app.command()(ask)
+    app.command()(predict)
+
+
+def ask(
+    question: Annotated[str, typer.Argument(help="The question: the text that the task asks about.")],
+    user: UserId,
+    store: StorePath,
+    task: Annotated[
+        str | None, typer.Option("--task", help="A task's name or TOML file. [default: that of the newest module]")
+    ] = None,
+    k: Annotated[
+        int | None, typer.Option("--k", min=0, help="Use the module trained with so many items. [default: the newest]")
+    ] = None,
+    profile: Annotated[str | None, typer.Option("--profile", help="A textual profile, for modules with one.")] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Ask the base without the user's module.")] = False,
+) -> None:
+    """Ask a question as a user: the user's module, with retrieved history if it was trained so.
+
+    Example: `oppu ask --store my-store --user u17 "A hacker learns that his world is a simulation."`
+    """
+    from oppu.personalize import ask as answered
+    from oppu.store import Store
+    from oppu.tasks import find_task
+
+    with quiet_libraries(), Store(store) as opened:
+        found = find_task(task) if task is not None else None
+        typer.echo(answered(opened, user, question, task=found, k=k, profile=profile, use_module=not plain))
+
+
+def predict(
+    task: TaskName,
+    data: DataPath,
+    store: StorePath,
+    out: Annotated[Path, typer.Option("--out", help="File for the answers, in LaMP's format.")],
+    base: BaseName = "smollm2-135m",
+    k: K = 0,
+    retriever: RetrieverName = "bm25",
+    profiles: Profiles = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Answer with the base, without modules.")] = False,
+    tokens_per_pass: TokensPerPass = 1024,
+) -> None:
+    """Answer every question in the data with each user's own module, and write the answers in LaMP's format.
+
+    Example: `oppu predict --task LaMP_2M --data data/movies --store my-store --base movies --out answers.json`
+    """
+    from oppu.data import read_dataset
+    from oppu.examples import Setting
+    from oppu.personalize import Plan, answer_users, base_of
+    from oppu.profiles import read_profiles
+    from oppu.recipes import recipe_for
+    from oppu.store import Store
+    from oppu.store.files import write_atomically
+    from oppu.tasks import find_task
+    from oppu.train import Machine
+
+    found = find_task(task)
+    users = read_dataset(data, found).users
+    given = read_profiles(profiles) if profiles is not None else None
+    total, done = sum(len(user.queries) for user in users), 0
+    with quiet_libraries(), Store(store) as opened, meter() as shown:
+        loaded = base_of(opened, base)
+        setting = Setting(k=k, retriever=retriever, profile=given is not None)
+        plan = Plan(found, recipe_for(loaded.family, found).personal, setting)
+
+        def count(more: int) -> None:
+            nonlocal done
+            done += more
+            shown.show("answers", done, total)
+
+        machine = Machine(tokens_per_pass=tokens_per_pass)
+        answers = answer_users(loaded, plan, users, None if plain else opened, given, machine, count)
+    golds = [
+        {"id": query.id, "output": output}
+        for user in users
+        for query, output in zip(user.queries, answers[user.id], strict=True)
+    ]
+    write_atomically(out, json.dumps({"task": found.benchmark_name, "golds": golds}, indent=1).encode())
+    typer.echo(f"{len(golds)} answers in {out}")

@@ -71,8 +71,8 @@ def experiment(
     from oppu.data import read_dataset
     from oppu.evaluate.experiment import Experiment, run
     from oppu.evaluate.summary import summary_table
-    from oppu.records import Dataset
     from oppu.recipes import recipe_for
+    from oppu.records import Dataset
     from oppu.tasks import find_task
     from oppu.train import Machine
 
@@ -81,9 +81,7 @@ def experiment(
     if base_data is not None:
         dataset = Dataset(dataset.users, read_dataset(base_data, found).base_users)
     recipe = recipe_for(base, found)
-    personal = changed(
-        recipe.personal, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, seed=seed
-    )
+    personal = changed(recipe.personal, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, seed=seed)
     wanted = Experiment(
         task=found,
         methods=tuple(methods.split(",")),

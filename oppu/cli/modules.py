@@ -1,7 +1,149 @@
-"""."""
+"""`oppu modules`: whose there are, one in full, out, in, and away."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
+from rich.table import Table
+
+from oppu.cli.options import StorePath, UserId, quiet_libraries
+
+if TYPE_CHECKING:
+    from oppu.store import ModuleRecord, Store
+
+modules_app = typer.Typer(help="The users' modules: list, show, export, import, delete.", no_args_is_help=True)
+
+Task = Annotated[str | None, typer.Option("--task", help="Only of this task.")]
+SettingName = Annotated[str | None, typer.Option("--setting", help="As `oppu modules list` names it, e.g. bm25-k1.")]
+Version = Annotated[int | None, typer.Option("--version", min=1, help="[default: the newest]")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
+    app.add_typer(modules_app, name="modules")
+
+
+@modules_app.command(name="list")
+def list_modules(
+    store: StorePath,
+    user: Annotated[str | None, typer.Option("--user", help="Only of this user.")] = None,
+    task: Task = None,
+    all_versions: Annotated[bool, typer.Option("--all", help="Older versions, too.")] = False,
+) -> None:
+    """List the modules.
+
+    Example: `oppu modules list --store my-store`
+    """
+    with _open(store) as opened:
+        records = opened.modules(user, task, newest_only=not all_versions)
+    table = Table(box=None, header_style="bold")
+    for column in ("user", "task", "setting", "base", "version", "created", "KiB"):
+        table.add_column(column, justify="right" if column in ("version", "KiB") else "left")
+    for record in records:
+        size = f"{record.size_bytes / 1024:,.0f}"
+        row = (record.user_id, record.task, record.setting, record.base_name, str(record.version), record.created, size)
+        table.add_row(*row)
+    Console().print(table)
+    typer.echo(f"{len(records)} modules of {len({record.user_id for record in records})} users")
+
+
+@modules_app.command()
+def show(
+    user: UserId, store: StorePath, task: Task = None, setting: SettingName = None, version: Version = None
+) -> None:
+    """Show how a module was made, as JSON.
+
+    Example: `oppu modules show --store my-store --user u17`
+    """
+    with _open(store) as opened:
+        record = _find(opened, user, task, setting, version)
+    shown = {name: getattr(record, name) for name in record.__slots__}
+    typer.echo(json.dumps(shown, indent=2, default=str))
+
+
+@modules_app.command()
+def export(
+    user: UserId,
+    store: StorePath,
+    out: Annotated[Path, typer.Option("--out", help="A new folder.")],
+    task: Task = None,
+    setting: SettingName = None,
+    version: Version = None,
+) -> None:
+    """Write a module as a folder that `PeftModel.from_pretrained` loads.
+
+    Example: `oppu modules export --store my-store --user u17 --out u17-module`
+    """
+    with _open(store) as opened:
+        record = _find(opened, user, task, setting, version)
+        typer.echo(opened.export_module(record, out))
+
+
+@modules_app.command(name="import")
+def import_module(
+    folder: Annotated[Path, typer.Argument(help="An export, or a folder that PEFT wrote.")],
+    store: StorePath,
+    user: Annotated[str | None, typer.Option("--user", help="[default: as exported]")] = None,
+    task: Annotated[str | None, typer.Option("--task", help="[default: as exported]")] = None,
+    setting: SettingName = None,
+    base: Annotated[
+        str | None, typer.Option("--base", help="The base that it belongs to. [default: as exported]")
+    ] = None,
+) -> None:
+    """Take in a module, after checking names, shapes, sizes and values.
+
+    Example: `oppu modules import u17-module --store other-store`
+    """
+    with quiet_libraries(), _open(store, create=True) as opened:
+        loaded = None
+        if base is not None:
+            from oppu.personalize import base_of
+
+            loaded = base_of(opened, base)
+        record = opened.import_module(
+            folder,
+            user_id=user,
+            task=task,
+            setting=setting,
+            base_name=loaded.name if loaded is not None else None,
+            base_fingerprint=loaded.fingerprint if loaded is not None else None,
+        )
+    typer.echo(f"user {record.user_id}, task {record.task}, setting {record.setting}, version {record.version}")
+
+
+@modules_app.command()
+def delete(
+    user: UserId,
+    store: StorePath,
+    task: Task = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete a user: all modules and their versions, the history and what was made from it.
+
+    Example: `oppu modules delete --store my-store --user u17 --yes`
+    """
+    with _open(store) as opened:
+        if not yes:
+            typer.confirm(f"Delete all modules and the history of user {user}? There is no way back", abort=True)
+        gone = opened.delete_user(user, task)
+    typer.echo(
+        f"deleted user {gone.user_id}: {gone.modules} modules ({gone.size_bytes:,} bytes), "
+        f"{gone.history_items} history items, and the retrieval index (kept in memory only)"
+    )
+
+
+def _open(store: Path, create: bool = False) -> "Store":
+    from oppu.errors import StoreError
+    from oppu.store import Store
+
+    if not create and not store.is_dir():
+        raise StoreError("there is no store", where=str(store), fix="`oppu personalize` makes one")
+    return Store(store)
+
+
+def _find(store: "Store", user: str, task: str | None, setting: str | None, version: int | None) -> "ModuleRecord":
+    from oppu.personalize import stored_module
+
+    return stored_module(store, user, task, setting, version)

@@ -27,6 +27,10 @@ class Meter:
         speed = f"{tokens / seconds:,.0f} tokens/s" if tokens and seconds > 1 else ""
         self._progress.update(self._bar, completed=done, total=total, speed=speed)
 
+    def say(self, line: str) -> None:
+        """A line above the bars."""
+        self._progress.console.print(line, highlight=False)
+
 
 @contextmanager
 def meter() -> Iterator[Meter]:

@@ -1,7 +1,168 @@
-"""."""
+"""`oppu adapt` and `oppu personalize`."""
+
+from typing import Annotated
 
 import typer
+
+from oppu.cli.options import (
+    BaseName,
+    BatchSize,
+    DataPath,
+    Epochs,
+    K,
+    LearningRate,
+    Newest,
+    Profiles,
+    Rank,
+    RetrieverName,
+    Seed,
+    Slots,
+    StorePath,
+    TaskName,
+    TokensPerPass,
+    changed,
+    quiet_libraries,
+)
+from oppu.cli.progress import meter
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
+    app.command()(adapt)
+    app.command()(personalize)
+
+
+def adapt(
+    task: TaskName,
+    data: DataPath,
+    store: StorePath,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the new base. [default: TASK-SETTING]")] = None,
+    base: BaseName = "smollm2-135m",
+    k: K = 0,
+    retriever: RetrieverName = "bm25",
+    profiles: Profiles = None,
+    histories: Annotated[bool, typer.Option(help="Use the held-out users' histories as pairs, too.")] = True,
+    pairs: Annotated[int | None, typer.Option("--pairs", min=1, help="Pairs, drawn at random. [default: all]")] = None,
+    epochs: Epochs = None,
+    learning_rate: LearningRate = None,
+    batch_size: BatchSize = None,
+    rank: Rank = None,
+    seed: Seed = 0,
+    tokens_per_pass: TokensPerPass = 1024,
+) -> None:
+    """Adapt a base model to a task on held-out users (section 2.2), merged, with a name and a record.
+
+    Example: `oppu adapt --task movie_tagging --data data/movies --store my-store --name movies`
+    """
+    from oppu.adapt import AdaptConfig, adapt_into_store
+    from oppu.data import read_dataset
+    from oppu.examples import Setting
+    from oppu.personalize import base_of
+    from oppu.profiles import read_profiles
+    from oppu.recipes import recipe_for
+    from oppu.store import Store
+    from oppu.tasks import find_task
+    from oppu.train import Machine
+
+    found = find_task(task)
+    users = read_dataset(data, found).base_users
+    given = read_profiles(profiles) if profiles is not None else None
+    with quiet_libraries(), Store(store) as opened, meter() as shown:
+        loaded = base_of(opened, base)
+        train = changed(
+            recipe_for(loaded.family, found).adapt,
+            epochs=epochs,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            seed=seed,
+        )
+        config = AdaptConfig(
+            changed(train, lora=changed(train.lora, rank=rank, alpha=rank)),
+            Setting(k=k, retriever=retriever, profile=given is not None),
+            histories,
+            pairs,
+        )
+        adapted = adapt_into_store(
+            opened,
+            loaded,
+            found,
+            users,
+            config,
+            name=name,
+            profiles=given,
+            machine=Machine(1, tokens_per_pass),
+            on_progress=lambda done, total, tokens: shown.show("adapting the base", done, total, tokens),
+        )
+    typer.echo(f"base {adapted.name}, fingerprint {adapted.fingerprint[:12]}, in {store}")
+
+
+def personalize(
+    task: TaskName,
+    data: DataPath,
+    store: StorePath,
+    base: BaseName = "smollm2-135m",
+    k: K = 0,
+    retriever: RetrieverName = "bm25",
+    profiles: Profiles = None,
+    users: Annotated[
+        int | None, typer.Option("--users", min=1, help="The users with the longest histories. [default: all]")
+    ] = None,
+    newest: Newest = None,
+    epochs: Epochs = None,
+    learning_rate: LearningRate = None,
+    batch_size: BatchSize = None,
+    rank: Rank = None,
+    seed: Seed = 0,
+    slots: Slots = 16,
+    tokens_per_pass: TokensPerPass = 1024,
+) -> None:
+    """Train a module for every user, many at once, and store each as it is finished (section 3).
+
+    An interrupted run goes on with the same command; users whose history has not changed are not trained again.
+
+    Example: `oppu personalize --task movie_tagging --data data/movies --store my-store --base movies`
+    """
+    from collections import Counter
+
+    from oppu.data import read_dataset
+    from oppu.examples import Setting
+    from oppu.personalize import Plan, base_of, longest_histories
+    from oppu.personalize import personalize as run
+    from oppu.profiles import read_profiles
+    from oppu.recipes import recipe_for
+    from oppu.store import Store
+    from oppu.tasks import find_task
+    from oppu.train import Machine, Progress
+
+    found = find_task(task)
+    chosen = longest_histories(read_dataset(data, found).users, users)
+    given = read_profiles(profiles) if profiles is not None else None
+    counts: Counter[str] = Counter()
+    tokens = 0
+    with quiet_libraries(), Store(store) as opened, meter() as shown:
+        loaded = base_of(opened, base)
+        train = changed(
+            recipe_for(loaded.family, found).personal,
+            epochs=epochs,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            seed=seed,
+        )
+        plan = Plan(
+            found,
+            changed(train, lora=changed(train.lora, rank=rank, alpha=rank)),
+            Setting(k=k, retriever=retriever, profile=given is not None),
+            newest,
+        )
+
+        def progress(news: Progress) -> None:
+            nonlocal tokens
+            tokens += news.tokens
+            shown.show("training users", sum(counts.values()), len(chosen), tokens)
+
+        for result in run(opened, loaded, plan, chosen, given, Machine(slots, tokens_per_pass), progress):
+            counts[result.status] += 1
+            shown.show("training users", sum(counts.values()), len(chosen), tokens)
+            if result.status == "no history":
+                shown.say(f"user {result.user_id} has no history and gets the base model")
+    typer.echo(", ".join(f"{count} {status}" for status, count in sorted(counts.items())) + f"; modules in {store}")

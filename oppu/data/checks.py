@@ -12,6 +12,9 @@ from oppu.records import HistoryItem, Query, User
 from oppu.tasks import HistoryForm, Task
 from oppu.tasks.task import template_fields
 
+_FEW = 10
+"""Up to so many items or queries, each gets its own problem even where none fits the task."""
+
 
 def checked_users(
     raw: Sequence[RawUser],
@@ -27,7 +30,12 @@ def checked_users(
     need_labels: every query must have a label; one labelled query demands it of all anyway.
     merge_repeats: an item that repeats an earlier one to the letter, id included, is kept once and noted: published
     data have such items, and nobody can correct them there. Every other repeated id is a problem.
+    Data of another task altogether are one problem, not one for each item.
     """
+    stranger = _sign_of_another_task(raw, task)
+    if stranger is not None:
+        problems.add(Place(raw[0].place.file), f"{stranger} of task {task.name}; are these another task's data?")
+        return ()
     _list_repeated(((user.id, user.place) for user in raw), "duplicate user; put a user's data together", problems)
     queries = [query for user in raw for query in user.queries]
     _list_repeated(((query.id, query.place) for query in queries), "duplicate query id", problems)
@@ -56,6 +64,21 @@ def answer_field(task: Task, form: HistoryForm) -> str | None:
         return None
     (name,) = names
     return name if form.answer == f"{{{name}}}" else None
+
+
+def _sign_of_another_task(raw: Sequence[RawUser], task: Task) -> str | None:
+    """What all of many items or queries lack; None where at least one is as the task has it."""
+    items = [item for user in raw for item in user.items]
+    if len(items) > _FEW and not any(task.form_for(item.fields) for item in items):
+        return f"none of the {len(items):,} history items has the fields"
+    texts = [query.fields["input"] for user in raw for query in user.queries if not _has_parts(query, task)]
+    if len(texts) > _FEW and task.query_pattern and not any(task.parse_query(text) for text in texts):
+        return f"none of the {len(texts):,} queries has the markers"
+    return None
+
+
+def _has_parts(query: RawQuery, task: Task) -> bool:
+    return "input" not in query.fields or template_fields(task.prompt) <= query.fields.keys()
 
 
 def _checked_user(raw: RawUser, task: Task, problems: Problems, need_history: bool, merge_repeats: bool) -> User:

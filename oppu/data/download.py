@@ -36,7 +36,6 @@ _FOLDERS = {"LaMP_2N": "LaMP_2", "LaMP_2M": "LaMP_2/new"}
 """Where a task's folder has another name than the task."""
 
 _SPLITS = ("train", "dev", "test")
-_CHUNK_BYTES = 1 << 16
 
 
 def download_lamp(
@@ -53,8 +52,8 @@ def download_lamp(
 ) -> tuple[Path, ...]:
     """Fetch the questions and outputs of `splits` into `folder`; files that are there already are left alone.
 
-    The test split has no public outputs. A cut connection is tried again `attempts` times in all; after that an
-    OppuError says what to do, and the next call goes on where this one stopped.
+    LaMP's files have the same names for every task, so each task needs a folder of its own. The test split has no
+    public outputs. After `attempts` cut connections an OppuError says what to do, and the next call goes on from there.
     """
     urls = lamp_urls(task, splits, time_based=time_based, base_url=base_url)
     try:
@@ -215,7 +214,7 @@ def _append(fetch: _Fetch, response: httpx.Response, start: int) -> None:
         fetch.version.write_text(_validator(response), encoding="utf-8")
     with fetch.part.open("r+b" if start else "wb") as part:
         part.seek(start)
-        for chunk in response.iter_raw(_CHUNK_BYTES):
+        for chunk in response.iter_raw():
             part.write(chunk)
             done += len(chunk)
             fetch.report(fetch.target.name, done, total)

@@ -94,7 +94,7 @@ def list_of_objects(value: object, name: str, place: Place, problems: Problems) 
     if not isinstance(value, list):
         problems.add(place, f"{name} is not a list")
         return []
-    for position, entry in enumerate(value):
+    for position, entry in enumerate(value, start=1):
         if not isinstance(entry, dict):
-            problems.add(place, f"{name}: entry {position} is not an object")
+            problems.add(place, f"{name}: entry no. {position} is not an object")
     return [entry for entry in value if isinstance(entry, dict)]

@@ -71,27 +71,30 @@ def _group(users: Sequence[User], count_tokens: Callable[[str], int]) -> GroupSt
 
 
 def statistics_table(statistics: Statistics, unit: str = "words") -> Table:
-    """One table with a row for each group; `unit` says what `count_tokens` counted."""
-    table = Table(title=f"{statistics.task}: users, queries and history")
-    table.add_column("group")
-    for heading in ("users", "queries", "labelled", "history mean", "min", "median", "max"):
-        table.add_column(heading, justify="right")
-    table.add_column(f"L_in ({unit})", justify="right")
-    table.add_column(f"L_out ({unit})", justify="right")
-    table.add_row("base", *_cells(statistics.base))
-    table.add_row("personal", *_cells(statistics.personal))
+    """One table with a column for each group; `unit` says what `count_tokens` counted."""
+    table = Table("", title=f"{statistics.task}: users, queries and history")
+    for group in ("base", "personal"):
+        table.add_column(group, justify="right")
+    names = (
+        "users", "queries", "queries with a label", "history items",
+        "history mean", "history min", "history median", "history max",
+        f"L_in ({unit})", f"L_out ({unit})",
+    )  # fmt: skip
+    for row in zip(names, _cells(statistics.base), _cells(statistics.personal), strict=True):
+        table.add_row(*row)
     return table
 
 
-def _cells(group: GroupStatistics) -> list[str]:
-    counts = [f"{number:,}" for number in (group.users, group.queries, group.labelled)]
-    history = [
+def _cells(group: GroupStatistics) -> tuple[str, ...]:
+    return (
+        *(_count(number) for number in (group.users, group.queries, group.labelled, group.items)),
         _mean(group.history_mean),
         _count(group.history_min),
         _mean(group.history_median),
         _count(group.history_max),
-    ]
-    return [*counts, *history, _mean(group.input_tokens), _mean(group.output_tokens)]
+        _mean(group.input_tokens),
+        _mean(group.output_tokens),
+    )
 
 
 def _mean(value: float | None) -> str:

@@ -1,7 +1,7 @@
 """One run, one table: several methods on the same users and questions, with everything written to one folder.
 
-A finished method is a cell on disk; an interrupted run goes on where it stopped, down to the last finished user. Bases and
-modules lie in the run's own store, so that the answers can be looked into later (`oppu ask --store OUT/store`).
+A finished method is a cell on disk; an interrupted run goes on where it stopped, down to the last finished user. Bases
+and modules lie in the run's own store, so that the answers can be looked into later (`oppu ask --store OUT/store`).
 """
 
 import hashlib
@@ -19,17 +19,17 @@ import torch
 import transformers
 
 from oppu import __version__
-from oppu.adapt import AdaptConfig, adapt, adaption_examples, adaption_fingerprint
+from oppu.adapt import AdaptConfig, adapt_into_store
 from oppu.errors import ConfigError, DataError
 from oppu.evaluate.baselines import baselines
 from oppu.evaluate.report import write_report
 from oppu.evaluate.results import Cell, Prediction, read_cells, write_cell, write_results
 from oppu.examples import PLAIN, Setting
 from oppu.model.base import Base, load_base
-from oppu.personalize import Plan, answer_users, personalize
+from oppu.personalize import Plan, answer_users, longest_histories, personalize
 from oppu.records import Dataset, User
 from oppu.store import Store
-from oppu.store.files import write_atomically
+from oppu.store.files import make_folders, os_errors, write_atomically
 from oppu.tasks import Task
 from oppu.train import Machine, Progress, TrainConfig
 
@@ -97,12 +97,6 @@ class Stage:
     tokens: int = 0
 
 
-def longest_histories(users: Sequence[User], count: int | None) -> list[User]:
-    """The `count` users with the longest histories (section 4), longest first; ties by user id."""
-    ordered = sorted(users, key=lambda user: (-len(user.history), user.id))
-    return ordered if count is None else ordered[:count]
-
-
 def run(
     experiment: Experiment,
     dataset: Dataset,
@@ -118,16 +112,17 @@ def run(
     unlabelled = [q.id for user in users for q in user.queries if q.gold is None]
     if unlabelled:
         raise DataError([f"query {name} has no label" for name in unlabelled], fix="an experiment needs every answer")
+    columns = experiment.columns()  # first, so that an unknown method costs nothing
     _prepare(out, _run_fingerprint(experiment, users, dataset.base_users), fresh)
     finished = {(cell.method, cell.k): cell for cell in read_cells(out)}
     with Store(out / "store") as store:
-        bench = _Bench(experiment, dataset.base_users, store, out / "bases", machine or Machine(), on_stage)
-        for name, k in experiment.columns():
+        bench = _Bench(experiment, dataset.base_users, store, machine or Machine(), on_stage)
+        for name, k in columns:
             if (name, k) not in finished:
                 finished[name, k] = bench.cell(name, k, users)
                 write_cell(out, finished[name, k])
     cells = [_baseline(name, found) for name, found in baselines(experiment.task, users, dataset.base_users).items()]
-    cells += [finished[column] for column in experiment.columns()]
+    cells += [finished[column] for column in columns]
     config = _config(experiment, command)
     write_results(out, experiment.task, config, cells)
     write_report(out, experiment.task, config, cells, {user.id: len(user.history) for user in users})
@@ -141,7 +136,6 @@ class _Bench:
     experiment: Experiment
     base_users: Sequence[User]
     store: Store
-    bases: Path
     machine: Machine
     on_stage: Callable[[Stage], None]
     base: Base | None = None
@@ -149,7 +143,7 @@ class _Bench:
 
     def cell(self, name: str, k: int, users: Sequence[User]) -> Cell:
         """One method, from its base to its answers."""
-        wanted = method(name, k or self.experiment.k[0], self.experiment.seed)
+        wanted = method(name, k, self.experiment.seed)
         base = self._adapted(wanted.adapted_with)
         started = time.perf_counter()
         plan = Plan(self.experiment.task, self.experiment.personal, wanted.setting, self.experiment.newest)
@@ -201,26 +195,11 @@ class _Bench:
         return base
 
     def _adapt(self, base: Base, config: AdaptConfig) -> Base:
-        task = self.experiment.task
-        name = f"{task.name}-{config.setting.name}"
-        examples = adaption_examples(task, self.base_users, config)
-        folder = self.bases / name
-        fingerprint = adaption_fingerprint(base, task, examples, config)
-        if folder.is_dir():
-            there = load_base(str(folder))
-            if there.record.get("input_fingerprint") == fingerprint:
-                return there
-        done = 0
-        total = len(examples) * config.train.epochs
+        def progress(done: int, total: int, tokens: int) -> None:
+            self.on_stage(Stage(f"adapting the base ({config.setting.name})", done, total, tokens))
 
-        def progress(news: Progress) -> None:
-            nonlocal done
-            done += news.examples
-            self.on_stage(Stage(f"adapting the base ({config.setting.name})", done, total, news.tokens))
-
-        adapted = adapt(base, task, examples, config, folder, name=name, machine=self.machine, on_progress=progress)
-        self.store.put_base(name, adapted.fingerprint, folder, adapted.record)
-        return adapted
+        task, users = self.experiment.task, self.base_users
+        return adapt_into_store(self.store, base, task, users, config, machine=self.machine, on_progress=progress)
 
 
 def _baseline(name: str, predictions: Sequence[Prediction]) -> Cell:
@@ -240,19 +219,24 @@ def _run_fingerprint(experiment: Experiment, users: Sequence[User], base_users: 
 def _prepare(out: Path, fingerprint: str, fresh: bool) -> None:
     """Make the run's folder; cells of another run's inputs are not taken for this one's."""
     if fresh and out.exists():
-        for part in ("cells", "predictions", "store", "bases"):
+        for part in ("cells", "predictions", "store"):
             shutil.rmtree(out / part, ignore_errors=True)
         for file in ("run.json", "results.json", "report.html"):
             (out / file).unlink(missing_ok=True)
     record = out / "run.json"
-    if record.is_file() and json.loads(record.read_text(encoding="utf-8")).get("fingerprint") != fingerprint:
+    if record.is_file() and record.read_bytes() != _run_record(fingerprint):
         raise ConfigError(
             "holds another run: its data, users, base or settings differ",
             where=str(out),
             fix="use --fresh to start anew, or another --out",
         )
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(record, json.dumps({"fingerprint": fingerprint}).encode())
+    with os_errors(out):
+        make_folders(out)
+    write_atomically(record, _run_record(fingerprint))
+
+
+def _run_record(fingerprint: str) -> bytes:
+    return json.dumps({"fingerprint": fingerprint}).encode()
 
 
 def _config(experiment: Experiment, command: str) -> Mapping[str, Any]:

@@ -136,7 +136,10 @@ def _attention(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     layout = _LAYOUT.get()
     if layout is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        plain: tuple[torch.Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+        )
+        return plain
     _check_supported(layout, kwargs)
     layer: int = module.layer_idx  # type: ignore[assignment]
     return layout.attend(layer, query, key, value, scaling).transpose(1, 2), None

@@ -2,8 +2,8 @@
 
     y[t] += scale * dropout(x[t]) @ a[slot(t)].T @ b[slot(t)].T        slot -1: the plain base
 
-All parameters lie in one matrix [U, P], a user's in one line of it, so that clipping and the optimizer are operations on
-lines. Glossary: U slots, P parameters of a user, T tokens, R rank, I/O in/out features.
+All parameters lie in one matrix [U, P], a user's in one line of it, so that clipping and the optimizer are operations
+on lines. Glossary: U slots, P parameters of a user, T tokens, R rank, I/O in/out features.
 """
 
 import math
@@ -22,8 +22,11 @@ from transformers.pytorch_utils import Conv1D
 from oppu.errors import ConfigError, ModelError
 from oppu.model.attention import Layout, current_layout
 from oppu.model.module import Module
+from oppu.model.steps import StepModules, slots_of
 
 _PREFIX = "base_model.model."
+_UNSUPPORTED = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
+"""What PEFT may have done to a LoRA module that the bank's formula does not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,15 @@ class LoraConfig:
     # differs from the paper: the published code drops 5 % of a module's inputs; 0 makes training exact and faster
     targets: tuple[str, ...] | None = None
     """Endings of the names of linear layers; None: query and value projections, as PEFT has them for the model."""
+
+    @staticmethod
+    def of(module: Module) -> "LoraConfig":
+        """The shape of a module that exists; ModelError for one that is no LoRA on named layers."""
+        config = module.config
+        if config.get("peft_type") != "LORA" or not isinstance(config.get("target_modules"), list):
+            kind = f"{config.get('peft_type')} on {config.get('target_modules')}"
+            raise ModelError(f"the module is {kind}", fix="use a LoRA module whose target_modules are a list of names")
+        return LoraConfig(int(config["r"]), float(config["lora_alpha"]), 0.0, tuple(sorted(config["target_modules"])))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +78,7 @@ class Bank:
         """[U, P] gradients, summed by backward until `zero_grad`."""
         self._anchor = torch.zeros(1, device=device, requires_grad=True)
         self._dropout: dict[int, torch.Generator] = {}
+        self._stacked = StepModules((), -1)
 
     @property
     def size(self) -> int:
@@ -84,26 +97,31 @@ class Bank:
         self._dropout[slot] = torch.Generator(self.values.device).manual_seed(seed)
 
     def load(self, slot: int, module: Module) -> None:
-        """Put a user's module into a slot; ModelError names every tensor that does not fit the base or the rank."""
-        problems = [
-            f"{k} is {module.config.get(k)}, not {v}" for k, v in self._must_be().items() if module.config.get(k) != v
-        ]
-        expected = {name: shape for t in self._targets for name, shape in self._tensors_of(t).items()}
-        problems += [f"{name} is missing" for name in expected.keys() - module.tensors.keys()]
-        problems += [f"{name} is not known" for name in module.tensors.keys() - expected.keys()]
-        for name, shape in expected.items():
-            found = module.tensors.get(name)
-            if found is not None and tuple(found.shape) != shape:
-                problems.append(f"{name} is {list(found.shape)}, not {list(shape)}")
+        """Put a user's module into a slot; ModelError says what does not fit: the first three points, and how many."""
+        problems = self._misfits(module)
         if problems:
             more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
             raise ModelError(
-                f"the module does not fit: {'; '.join(sorted(problems)[:3])}{more}",
+                f"the module does not fit: {'; '.join(problems[:3])}{more}",
                 fix="use it with the base, rank and targets that it was trained with",
             )
         for target in self._targets:
             for part, name in zip("ab", self._tensors_of(target), strict=True):
                 self._part(self.values, target, part)[slot] = module.tensors[name].to(self.values)
+
+    def _misfits(self, module: Module) -> list[str]:
+        """What keeps a module out of this bank: its settings first, then its tensors by name."""
+        config, must_be = module.config, self._must_be()
+        wrong = [key for key, value in must_be.items() if config.get(key) != value]
+        settings = [f"{key} is {config.get(key)}, not {must_be[key]}" for key in wrong]
+        settings += [f"{key} is {config[key]}, which is not supported" for key in _UNSUPPORTED if config.get(key)]
+        expected = {name: shape for t in self._targets for name, shape in self._tensors_of(t).items()}
+        tensors = [f"{name} is missing" for name in expected.keys() - module.tensors.keys()]
+        tensors += [f"{name} is not known" for name in module.tensors.keys() - expected.keys()]
+        for name in expected.keys() & module.tensors.keys():
+            found, shape = tuple(module.tensors[name].shape), expected[name]
+            tensors += [f"{name} is {list(found)}, not {list(shape)}"] if found != shape else []
+        return settings + sorted(tensors)
 
     def module(self, slot: int) -> Module:
         """A copy of a slot's module in PEFT's format."""
@@ -136,11 +154,16 @@ class Bank:
             layer = self._model.get_submodule(target.name)
             delta = self.scale * self._part(self.values, target, "b")[slot] @ self._part(self.values, target, "a")[slot]
             with torch.no_grad():
-                layer.weight += (delta.T if isinstance(layer, Conv1D) else delta).to(layer.weight)  # type: ignore[operator, arg-type, union-attr]
+                layer.weight += (delta.T if isinstance(layer, Conv1D) else delta).to(layer.weight)
 
     def _hook(self, target: _Target) -> Any:
+        values, grads = self.values, self.grads
         lora = _Lora(
-            *(self._part(lines, target, part) for lines in (self.values, self.grads) for part in "ab"), self.scale
+            self._part(values, target, "a"),
+            self._part(values, target, "b"),
+            self._part(grads, target, "a"),
+            self._part(grads, target, "b"),
+            self.scale,
         )
 
         def add_delta(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
@@ -148,11 +171,28 @@ class Bank:
             if layout is None:
                 return output
             x = inputs[0]
+            if not torch.is_grad_enabled() and len(layout.spans) * target.in_features == x.numel():
+                return self._step(target, layout, x, output)
             flat = self._drop(x, layout).reshape(-1, target.in_features).float()
             delta: torch.Tensor = _SlotLora.apply(flat, self._anchor, lora, layout.spans)  # type: ignore[no-untyped-call]
             return output + delta.to(output.dtype).view(output.shape)
 
         return add_delta
+
+    def _step(self, target: _Target, layout: Layout, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """A decoding step: as many spans as tokens."""
+        version = self.values._version
+        if not self._stacked.serves(layout.spans, version):
+            self._stacked = StepModules(tuple(sorted(slots_of(layout.spans))), version)
+        if not self._stacked.slots:
+            return output
+
+        def parts(slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return self._part(self.values, target, "a")[slots], self._part(self.values, target, "b")[slots]
+
+        flat = x.reshape(-1, target.in_features).float()
+        delta = self._stacked.delta(target.name, flat, layout.spans, self.scale, parts)
+        return output + delta.to(output.dtype).view(output.shape)
 
     def _drop(self, x: torch.Tensor, layout: Layout) -> torch.Tensor:
         """Dropout with each user's own random stream, in training only (gradients on)."""
@@ -183,15 +223,14 @@ class Bank:
         }
 
     def _must_be(self) -> dict[str, Any]:
-        return {"peft_type": "LORA", "r": self.config.rank}
+        return {"peft_type": "LORA", "r": self.config.rank, "lora_alpha": self.config.alpha}
 
     def _free_config(self) -> dict[str, Any]:
         layers = [self._model.get_submodule(t.name) for t in self._targets]
         return {
             "task_type": "CAUSAL_LM",
-            "lora_alpha": self.config.alpha,
             "lora_dropout": self.config.dropout,
-            "target_modules": sorted({t.name.rsplit(".", 1)[-1] for t in self._targets}),
+            "target_modules": sorted(self.config.targets or {t.name.rsplit(".", 1)[-1] for t in self._targets}),
             "bias": "none",
             "fan_in_fan_out": isinstance(layers[0], Conv1D),
             "inference_mode": True,
@@ -216,16 +255,19 @@ class _SlotLora(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x: torch.Tensor, anchor: torch.Tensor, lora: _Lora, spans: tuple[tuple[int, int, int], ...]
     ) -> torch.Tensor:
-        y = _one_token_each(x, lora, spans) if len(spans) == x.shape[0] else _span_by_span(x, lora, spans)
+        y = x.new_zeros(x.shape[0], lora.b.shape[1])
+        for slot, start, end in spans:
+            if slot >= 0:
+                torch.mm((x[start:end] @ lora.a[slot].T).mul_(lora.scale), lora.b[slot].T, out=y[start:end])
         ctx.save_for_backward(x)
         ctx.lora, ctx.spans = lora, spans
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         lora: _Lora = ctx.lora
         grad_x = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
@@ -238,23 +280,6 @@ class _SlotLora(torch.autograd.Function):
                 if grad_x is not None:
                     torch.mm(through, lora.a[slot], out=grad_x[start:end])
         return grad_x, None, None, None
-
-
-def _span_by_span(x: torch.Tensor, lora: _Lora, spans: tuple[tuple[int, int, int], ...]) -> torch.Tensor:
-    y = x.new_zeros(x.shape[0], lora.b.shape[1])
-    for slot, start, end in spans:
-        if slot >= 0:
-            torch.mm((x[start:end] @ lora.a[slot].T).mul_(lora.scale), lora.b[slot].T, out=y[start:end])
-    return y
-
-
-def _one_token_each(x: torch.Tensor, lora: _Lora, spans: tuple[tuple[int, int, int], ...]) -> torch.Tensor:
-    """The decoding step: as many spans as tokens, so that one batched product serves all."""
-    slots = torch.tensor([slot for slot, _, _ in spans], device=x.device)
-    chosen = slots.clamp(min=0)
-    inner = torch.bmm(lora.a[chosen], x.unsqueeze(2)) * lora.scale  # [T, R, 1]
-    y = torch.bmm(lora.b[chosen], inner).squeeze(2)
-    return y.masked_fill_((slots < 0).unsqueeze(1), 0) if bool((slots < 0).any()) else y
 
 
 def user_seed(seed: int, user_id: str) -> int:
@@ -270,14 +295,20 @@ def _find_targets(model: PreTrainedModel, config: LoraConfig) -> tuple[_Target, 
     targets: list[_Target] = []
     start = 0
     for name, layer in model.named_modules():
-        if isinstance(layer, nn.Linear | Conv1D) and name.rsplit(".", 1)[-1] in endings:
+        if isinstance(layer, nn.Linear | Conv1D) and any(_ends_with(name, ending) for ending in endings):
             weight: Mapping[str, int] = _features(layer)
             targets.append(_Target(name, weight["in"], weight["out"], start))
             start += config.rank * (weight["in"] + weight["out"])
-    if not targets:
+    unknown = [ending for ending in endings if not any(_ends_with(target.name, ending) for target in targets)]
+    if unknown and (config.targets is not None or not targets):
         linear = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)})
-        raise ConfigError(f"no linear layer is called {' or '.join(endings)}", fix=f"use some of: {', '.join(linear)}")
+        raise ConfigError(f"no linear layer is called {' or '.join(unknown)}", fix=f"use some of: {', '.join(linear)}")
     return tuple(targets)
+
+
+def _ends_with(name: str, ending: str) -> bool:
+    """As PEFT matches target_modules."""
+    return name == ending or name.endswith(f".{ending}")
 
 
 def _features(layer: nn.Linear | Conv1D) -> dict[str, int]:

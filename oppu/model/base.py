@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from oppu.errors import ModelError
 from oppu.model.attention import ATTENTION
 from oppu.model.embedded import EMBEDDED, embedded_folder
+from oppu.model.forward import packed_logits
+from oppu.model.packing import pack
 
 RECORD_FILE = "oppu.json"
 
@@ -32,7 +35,8 @@ class Base:
     @property
     def device(self) -> torch.device:
         """Where the weights lie."""
-        return self.model.device
+        device: torch.device = self.model.device
+        return device
 
     @property
     def family(self) -> str:
@@ -83,15 +87,40 @@ def make_base(
     model.requires_grad_(False).eval()
     if model.config._attn_implementation != ATTENTION:
         model.set_attn_implementation(ATTENTION)
+    _check_packable(model, name)
     fingerprint = _folder_fingerprint(folder) if folder else _memory_fingerprint(model)
     return Base(name, model, tokenizer, fingerprint, record or {})
 
 
 def save_base(base: Base, folder: Path) -> None:
     """Write model, tokenizer and record in transformers' format; `load_base(folder)` reads them."""
-    base.model.save_pretrained(folder)
-    base.tokenizer.save_pretrained(folder)
-    (folder / RECORD_FILE).write_text(json.dumps(dict(base.record), indent=2), encoding="utf-8")
+    try:
+        base.model.save_pretrained(folder)
+        base.tokenizer.save_pretrained(folder)
+        (folder / RECORD_FILE).write_text(json.dumps(dict(base.record), indent=2), encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        fix = "free some space, or use a folder that you may write"
+        raise ModelError(f"the base cannot be written ({error})", where=str(folder), fix=fix) from error
+
+
+@torch.inference_mode()
+def _check_packable(model: PreTrainedModel, name: str) -> None:
+    """ModelError unless every layer mixes tokens by attention that oppu can lay out: one tiny packed row shows it.
+
+    Others (state space layers, attention of a model's own, position biases) would give wrong numbers without a word.
+    """
+    layers: set[int] = set()
+    ends = torch.tensor([2], device=model.device)
+    try:
+        packed_logits(model, [pack([(0, 1), (0, 2)])], [-1], ends, lambda layer, *_: layers.add(layer))
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        layers.clear()
+    if len(layers) != model.config.get_text_config().num_hidden_layers:
+        raise ModelError(
+            f"{type(model).__name__} does not use transformers' attention interface in every layer",
+            where=name,
+            fix="use a model with plain attention, such as Llama, Qwen, Mistral, Gemma, Phi, OLMo, OPT or GPT-2",
+        )
 
 
 def _read_record(folder: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Decoding for sequences of different users in one batch, each token of each sequence once through the model.
 
 Prompts are prefilled as packed rows, without padding and sharing prefixes; then all sequences take steps together.
-Sequences come and go between steps. Glossary: n active sequences, H key heads, D head size.
+Sequences come and go between steps. Glossary: n active sequences, H key heads, D head size, T tokens.
 """
 
 from collections.abc import Sequence
@@ -33,13 +33,13 @@ class _Sequence:
 
 
 class Decoder:
-    """The active sequences and their keys and values [n, H, T, D] for each layer."""
+    """The active sequences and their keys and values."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self._active: list[_Sequence] = []
-        self._keys: dict[int, torch.Tensor] = {}
-        self._values: dict[int, torch.Tensor] = {}
+        self._cache = _Cache()
+        self._spans: tuple[tuple[int, int, int], ...] = ()
 
     @property
     def active(self) -> tuple[int, ...]:
@@ -52,79 +52,120 @@ class Decoder:
         rows, slots, places = _pack_by_slot(prompts)
         first = len(self._active)
         longest = max(len(p.tokens) for p in prompts)
-        paths = [torch.tensor(path) for path in places]
+        paths = [torch.tensor(path, device=self._model.device) for path in places]
 
         def keep(layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
-            for cache, new in ((self._keys, key), (self._values, value)):
-                cache[layer] = _with_room(cache.get(layer), first + len(prompts), longest + 1, new)
+            room = self._cache.room(layer, first + len(prompts), longest + 1, key)
+            for cached, new in zip(room, (key, value), strict=True):
                 for line, path in enumerate(paths, start=first):
-                    cache[layer][line, :, : len(path)] = new[:, path.to(new.device)]
+                    cached[line, :, : len(path)] = new[:, path]
 
         ends = torch.tensor([path[-1] for path in places], device=self._model.device)
         logits = packed_logits(self._model, rows, slots, ends, keep)
-        self._active += [_Sequence(p.key, p.slot, len(p.tokens)) for p in prompts]
+        self._set_active([*self._active, *(_Sequence(p.key, p.slot, len(p.tokens)) for p in prompts)])
         return logits
 
     @torch.inference_mode()
     def step(self, tokens: Sequence[int]) -> torch.Tensor:
         """Append one token to each active sequence; logits [n, V] of what follows each."""
-        lengths = torch.tensor([s.length for s in self._active], device=self._model.device)
-        with use_layout(_StepLayout(self, lengths)):
-            new = torch.tensor(tokens, device=self._model.device)
-            logits = layout_logits(self._model, new[:, None], lengths[:, None], 1)
+        device = self._model.device
+        layout = _StepLayout(self._cache, self._spans, [s.length for s in self._active], device, self._model.dtype)
+        with use_layout(layout):
+            new = torch.tensor(tokens, device=device)[:, None]
+            logits = layout_logits(self._model, new, layout.lengths[:, None], 1)
         for sequence in self._active:
             sequence.length += 1
         return logits[:, 0]
 
     def drop(self, keys: Sequence[int]) -> None:
-        """Let sequences go; the order of the others stays."""
+        """Let sequences go; those at the end of the batch take their places."""
         gone = set(keys)
-        kept = [i for i, s in enumerate(self._active) if s.key not in gone]
-        for cache in (self._keys, self._values):
-            for layer in cache:
-                for to, line in enumerate(kept):
-                    if to != line:
-                        cache[layer][to] = cache[layer][line]
-        self._active = [self._active[i] for i in kept]
+        if not gone:
+            return
+        kept = [s for s in self._active if s.key not in gone]
+        moving = [(i, s) for i, s in enumerate(self._active) if s.key not in gone and i >= len(kept)]
+        holes = [i for i, s in enumerate(self._active[: len(kept)]) if s.key in gone]
+        ordered = self._active[: len(kept)]
+        for hole, (line, sequence) in zip(holes, moving, strict=True):
+            self._cache.move(line, hole, sequence.length)
+            ordered[hole] = sequence
+        self._set_active(ordered)
+        if not ordered:
+            self._cache = _Cache()
 
-    def append(
-        self, layer: int, key: torch.Tensor, value: torch.Tensor, lengths: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Put a step's keys and values [n, H, 1, D] behind the others; both with all before, [n, H, T, D]."""
-        count, end = len(self._active), int(lengths.max()) + 1
-        lines = torch.arange(count, device=lengths.device)
-        result = []
-        for cache, new in ((self._keys, key), (self._values, value)):
-            cache[layer] = _with_room(cache[layer], count, end, new[0])
-            cache[layer][lines, :, lengths] = new[:, :, 0]
-            result.append(cache[layer][:count, :, :end])
-        return result[0], result[1]
+    def _set_active(self, sequences: list[_Sequence]) -> None:
+        self._active = sequences
+        # one value for as long as the same sequences are active: the bank keeps what it prepared for it
+        self._spans = tuple((s.slot, i, i + 1) for i, s in enumerate(sequences))
 
-    @property
-    def slots(self) -> tuple[int, ...]:
-        """The slot of each active sequence."""
-        return tuple(s.slot for s in self._active)
+
+class _Cache:
+    """Keys and values of all layers, each [lines, H, T, D], with room to spare."""
+
+    def __init__(self) -> None:
+        self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def room(self, layer: int, lines: int, length: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A layer's keys and values, at least so large; `like` [H, ?, D]."""
+        held = self._layers.get(layer)
+        if held is None or held[0].shape[0] < lines or held[0].shape[2] < length:
+            held = _grown(held and held[0], lines, length, like), _grown(held and held[1], lines, length, like)
+            self._layers[layer] = held
+        return held
+
+    @torch.inference_mode()
+    def move(self, line: int, to: int, length: int) -> None:
+        """Copy a sequence's keys and values to another line."""
+        for layer in self._layers.values():
+            for cached in layer:
+                cached[to, :, :length] = cached[line, :, :length]
+
+
+def _grown(old: torch.Tensor | None, lines: int, length: int, like: torch.Tensor) -> torch.Tensor:
+    """Zeros of at least the size asked for, with what `old` held; longer by half, so that copies stay rare."""
+    if old is None:
+        return like.new_zeros(lines, like.shape[0], length + length // 2, like.shape[2])
+    size = max(lines, old.shape[0]), old.shape[2] if length <= old.shape[2] else length + length // 2
+    grown = old.new_zeros(size[0], old.shape[1], size[1], old.shape[3])
+    grown[: old.shape[0], :, : old.shape[2]] = old
+    return grown
 
 
 class _StepLayout:
     """One new token for each active sequence."""
 
-    def __init__(self, decoder: Decoder, lengths: torch.Tensor) -> None:
-        self._decoder = decoder
-        self._lengths = lengths
-        self.longest = int(lengths.max()) + 1
-        self.spans = tuple((slot, i, i + 1) for i, slot in enumerate(decoder.slots))
-        self._seen = (torch.arange(self.longest, device=lengths.device)[None] <= lengths[:, None])[:, None, None]
+    def __init__(
+        self,
+        cache: _Cache,
+        spans: tuple[tuple[int, int, int], ...],
+        lengths: Sequence[int],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.spans = spans
+        self.longest = max(lengths) + 1
+        self.lengths = torch.tensor(lengths, device=device)
+        self._cache = cache
+        self._lines = torch.arange(len(lengths), device=device)
+        hidden = torch.arange(self.longest, device=device)[None] > self.lengths[:, None]
+        mask = torch.zeros(hidden.shape, device=device, dtype=dtype).masked_fill_(hidden, float("-inf"))
+        self._mask = mask[:, None, None]
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None
     ) -> torch.Tensor:
         """See `Layout.attend`; T is 1. The query heads of a key head are taken as its queries: no copies of keys."""
-        keys, values = self._decoder.append(layer, key, value, self._lengths)
-        grouped = query.view(query.shape[0], key.shape[1], -1, query.shape[-1])
-        return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=self._seen, scale=scale).view(
-            query.shape
-        )
+        count = query.shape[0]
+        keys, values = self._cache.room(layer, count, self.longest, key[0])
+        keys[self._lines, :, self.lengths] = key[:, :, 0]
+        values[self._lines, :, self.lengths] = value[:, :, 0]
+        return F.scaled_dot_product_attention(
+            query.view(count, key.shape[1], -1, query.shape[-1]),
+            keys[:count, :, : self.longest],
+            values[:count, :, : self.longest],
+            attn_mask=self._mask,
+            scale=scale,
+        ).view(query.shape)
 
 
 def _pack_by_slot(prompts: Sequence[Prompt]) -> tuple[list[Row], list[int], list[list[int]]]:
@@ -141,15 +182,3 @@ def _pack_by_slot(prompts: Sequence[Prompt]) -> tuple[list[Row], list[int], list
         rows.append(row)
         offset += len(row)
     return rows, slots, places
-
-
-def _with_room(cache: torch.Tensor | None, lines: int, length: int, like: torch.Tensor) -> torch.Tensor:
-    """A cache [lines, H, T, D] at least so large, with what it held; grows by half so that copies stay rare."""
-    if cache is not None and cache.shape[0] >= lines and cache.shape[2] >= length:
-        return cache
-    old = (0, 0) if cache is None else (cache.shape[0], cache.shape[2])
-    size = [max(lines, old[0]), max(old[1], length + length // 2)]
-    grown = like.new_zeros(size[0], like.shape[0], size[1], like.shape[2])
-    if cache is not None:
-        grown[: old[0], :, : old[1]] = cache
-    return grown

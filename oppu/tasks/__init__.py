@@ -4,7 +4,7 @@ from pathlib import Path
 
 from oppu.errors import ConfigError
 from oppu.tasks.lamp import LAMP_TASKS
-from oppu.tasks.task import HistoryForm, Hyperparameters, Task, task_from_toml
+from oppu.tasks.task import HistoryForm, Hyperparameters, Task, task_from_toml, task_to_toml
 
 BUILT_IN: dict[str, Task] = {task.name: task for task in LAMP_TASKS}
 
@@ -21,4 +21,4 @@ def find_task(name: str) -> Task:
     raise ConfigError(f"unknown task '{name}'", fix=f"use a path to a .toml file or one of: {', '.join(BUILT_IN)}")
 
 
-__all__ = ["BUILT_IN", "HistoryForm", "Hyperparameters", "Task", "find_task", "task_from_toml"]
+__all__ = ["BUILT_IN", "HistoryForm", "Hyperparameters", "Task", "find_task", "task_from_toml", "task_to_toml"]

@@ -3,6 +3,7 @@
 Templates are plain text with `{field}` in braces; a field is a part of a question or of a history item.
 """
 
+import json
 import re
 import string
 import tomllib
@@ -125,6 +126,22 @@ class Task(BaseModel):
         match = re.search(self.query_pattern, text, re.DOTALL) if self.query_pattern else None
         return {name: value.strip() for name, value in match.groupdict().items()} if match else None
 
+    def fields_of(self, text: str) -> dict[str, str]:
+        """The fields of a question as a person types it: cut by the markers, else all of it is the prompt's one field.
+
+        ConfigError where the prompt has several fields and the markers are not found.
+        """
+        parsed = self.parse_query(text)
+        if parsed is not None:
+            return parsed
+        names = sorted(template_fields(self.prompt))
+        if len(names) != 1:
+            raise ConfigError(
+                f"a question of task {self.name} has the parts {', '.join(names)}, which are not found in the text",
+                fix=f"word it so that it matches {self.query_pattern!r}" if self.query_pattern else "",
+            )
+        return {names[0]: text.strip()}
+
     def search_text(self, fields: Mapping[str, str]) -> str:
         """What retrieval sees of a question or an item."""
         return " ".join(fields[name] for name in self.search_fields if fields.get(name))
@@ -149,6 +166,17 @@ def task_from_toml(path: Path) -> Task:
     except ValidationError as error:
         problems = "; ".join(_problem(detail["loc"], detail["msg"]) for detail in error.errors())
         raise ConfigError(problems, where=str(path), fix="see `oppu tasks show NAME` for an example") from None
+
+
+def task_to_toml(task: Task) -> str:
+    """The task as a TOML file that `task_from_toml` reads as an equal task; what is left out has its default."""
+    values = task.model_dump(mode="json", exclude_defaults=True, exclude={"history", "paper"})
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+    for form in task.history:
+        lines += ["", "[[history]]"]
+        lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in form.model_dump().items()]
+    lines += ["", "[paper]"] + [f"{key} = {json.dumps(value)}" for key, value in task.paper.model_dump().items()]
+    return "\n".join(lines) + "\n"
 
 
 def _problem(location: tuple[int | str, ...], message: str) -> str:
