@@ -37,7 +37,9 @@ TEXT = Task(
 )
 PROMPTS = ("how is it?", "how is she, then?", "x", "a much longer question, told at length", "how", "it ends\n")
 SLOTS = (0, 2, -1, 1, 2, 2)
-QUESTIONS = [Question(slot, Example(f"u{slot}", str(i), p, None)) for i, (p, slot) in enumerate(zip(PROMPTS, SLOTS, strict=True))]
+QUESTIONS = [
+    Question(slot, Example(f"u{slot}", str(i), p, None)) for i, (p, slot) in enumerate(zip(PROMPTS, SLOTS, strict=True))
+]
 
 
 def random_bank(base: Base, slots: int = 3) -> Bank:

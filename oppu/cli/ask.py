@@ -16,6 +16,7 @@ from oppu.cli.options import (
     TaskName,
     TokensPerPass,
     UserId,
+    open_store,
     quiet_libraries,
 )
 from oppu.cli.progress import meter
@@ -45,10 +46,9 @@ def ask(
     Example: `oppu ask --store my-store --user u17 "A hacker learns that his world is a simulation."`
     """
     from oppu.personalize import ask as answered
-    from oppu.store import Store
     from oppu.tasks import find_task
 
-    with quiet_libraries(), Store(store) as opened:
+    with quiet_libraries(), open_store(store) as opened:
         found = find_task(task) if task is not None else None
         typer.echo(answered(opened, user, question, task=found, k=k, profile=profile, use_module=not plain))
 
@@ -71,10 +71,9 @@ def predict(
     """
     from oppu.data import read_dataset
     from oppu.examples import Setting
-    from oppu.personalize import Plan, answer_users, base_of
+    from oppu.personalize import Plan, answer_users, base_of, find_module
     from oppu.profiles import read_profiles
     from oppu.recipes import recipe_for
-    from oppu.store import Store
     from oppu.store.files import write_atomically
     from oppu.tasks import find_task
     from oppu.train import Machine
@@ -83,7 +82,7 @@ def predict(
     users = read_dataset(data, found).users
     given = read_profiles(profiles) if profiles is not None else None
     total, done = sum(len(user.queries) for user in users), 0
-    with quiet_libraries(), Store(store) as opened, meter() as shown:
+    with quiet_libraries(), open_store(store) as opened, meter() as shown:
         loaded = base_of(opened, base)
         setting = Setting(k=k, retriever=retriever, profile=given is not None)
         plan = Plan(found, recipe_for(loaded.family, found).personal, setting)
@@ -95,10 +94,14 @@ def predict(
 
         machine = Machine(tokens_per_pass=tokens_per_pass)
         answers = answer_users(loaded, plan, users, None if plain else opened, given, machine, count)
+        without = [] if plain else [user.id for user in users if find_module(opened, loaded, plan, user.id) is None]
     golds = [
         {"id": query.id, "output": output}
         for user in users
         for query, output in zip(user.queries, answers[user.id], strict=True)
     ]
     write_atomically(out, json.dumps({"task": found.benchmark_name, "golds": golds}, indent=1).encode())
+    if without:
+        some = ", ".join(without[:3]) + (", ..." if len(without) > 3 else "")
+        typer.echo(f"answered by the base, for want of a module: {len(without)} users ({some})", err=True)
     typer.echo(f"{len(golds)} answers in {out}")

@@ -19,17 +19,19 @@ def register(app: typer.Typer) -> None:
 @data_app.command()
 def check(
     path: Annotated[Path, typer.Argument(help="Folder or file: OPPU release, LaMP's own, or one's own JSONL or CSV.")],
-    task: TaskName,
+    task: Annotated[
+        str | None, typer.Option("--task", help="A task's name or TOML file. [default: as the benchmark's files say]")
+    ] = None,
 ) -> None:
     """Check everything and print statistics as in Table 5; list every problem, with file, user and item.
 
-    Example: `oppu data check data/movie_tagging --task movie_tagging`
+    Example: `oppu data check data/movie_tagging`
     """
     from oppu.data import check as checked
-    from oppu.data import statistics, statistics_table
+    from oppu.data import named_task, statistics, statistics_table
     from oppu.tasks import find_task
 
-    found = find_task(task)
+    found = find_task(task) if task is not None else named_task(path)
     result = checked(path, found)
     Console().print(statistics_table(statistics(result.dataset, found)))
     for note in result.notes:

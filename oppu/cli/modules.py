@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from oppu.cli.options import StorePath, UserId, quiet_libraries
+from oppu.cli.options import StorePath, UserId, open_store, quiet_libraries
 
 if TYPE_CHECKING:
     from oppu.store import ModuleRecord, Store
@@ -36,7 +36,7 @@ def list_modules(
 
     Example: `oppu modules list --store my-store`
     """
-    with _open(store) as opened:
+    with open_store(store) as opened:
         records = opened.modules(user, task, newest_only=not all_versions)
     table = Table(box=None, header_style="bold")
     for column in ("user", "task", "setting", "base", "version", "created", "KiB"):
@@ -57,7 +57,7 @@ def show(
 
     Example: `oppu modules show --store my-store --user u17`
     """
-    with _open(store) as opened:
+    with open_store(store) as opened:
         record = _find(opened, user, task, setting, version)
     shown = {name: getattr(record, name) for name in record.__slots__}
     typer.echo(json.dumps(shown, indent=2, default=str))
@@ -76,7 +76,7 @@ def export(
 
     Example: `oppu modules export --store my-store --user u17 --out u17-module`
     """
-    with _open(store) as opened:
+    with open_store(store) as opened:
         record = _find(opened, user, task, setting, version)
         typer.echo(opened.export_module(record, out))
 
@@ -96,12 +96,16 @@ def import_module(
 
     Example: `oppu modules import u17-module --store other-store`
     """
-    with quiet_libraries(), _open(store, create=True) as opened:
-        loaded = None
-        if base is not None:
-            from oppu.personalize import base_of
+    from oppu.model.bank import check_fits
+    from oppu.model.module import read_module
+    from oppu.personalize import base_of
+    from oppu.store import Store
 
-            loaded = base_of(opened, base)
+    module = read_module(folder)
+    with quiet_libraries(), Store(store) as opened:
+        loaded = base_of(opened, base) if base is not None else None
+        if loaded is not None and module.config.get("peft_type") == "LORA":
+            check_fits(loaded.model, module)
         record = opened.import_module(
             folder,
             user_id=user,
@@ -124,7 +128,7 @@ def delete(
 
     Example: `oppu modules delete --store my-store --user u17 --yes`
     """
-    with _open(store) as opened:
+    with open_store(store) as opened:
         if not yes:
             typer.confirm(f"Delete all modules and the history of user {user}? There is no way back", abort=True)
         gone = opened.delete_user(user, task)
@@ -132,15 +136,6 @@ def delete(
         f"deleted user {gone.user_id}: {gone.modules} modules ({gone.size_bytes:,} bytes), "
         f"{gone.history_items} history items, and the retrieval index (kept in memory only)"
     )
-
-
-def _open(store: Path, create: bool = False) -> "Store":
-    from oppu.errors import StoreError
-    from oppu.store import Store
-
-    if not create and not store.is_dir():
-        raise StoreError("there is no store", where=str(store), fix="`oppu personalize` makes one")
-    return Store(store)
 
 
 def _find(store: "Store", user: str, task: str | None, setting: str | None, version: int | None) -> "ModuleRecord":

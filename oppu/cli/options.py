@@ -4,9 +4,12 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+
+if TYPE_CHECKING:
+    from oppu.store import Store
 
 TaskName = Annotated[
     str, typer.Option("--task", help="A task's name (`oppu tasks`), its LaMP id, or a TOML file of one's own.")
@@ -16,7 +19,7 @@ BaseName = Annotated[
     str,
     typer.Option("--base", help="Base model: a name in the store, the embedded one, a folder, or a name on the hub."),
 ]
-StorePath = Annotated[Path, typer.Option("--store", help="Folder of the store; made when it is not there.")]
+StorePath = Annotated[Path, typer.Option("--store", help="Folder of the store.")]
 UserId = Annotated[str, typer.Option("--user", help="A user's id.")]
 K = Annotated[int, typer.Option("--k", min=0, help="Number of retrieved history items in the prompt.")]
 RetrieverName = Annotated[str, typer.Option("--retriever", help="bm25, random or recent.")]
@@ -46,6 +49,16 @@ T = TypeVar("T")
 def changed(config: T, **changes: Any) -> T:
     """The config with those fields that are not None."""
     return dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})  # type: ignore[type-var]
+
+
+def open_store(folder: Path) -> "Store":
+    """The store in a folder that must be one: a mistyped path makes no new store."""
+    from oppu.errors import StoreError
+    from oppu.store import Store
+
+    if not folder.is_dir():
+        raise StoreError("there is no store", where=str(folder), fix="`oppu personalize` makes one")
+    return Store(folder)
 
 
 @contextmanager

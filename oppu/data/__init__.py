@@ -4,7 +4,7 @@ All formats become the same `records.Dataset`. Whatever is wrong in the files is
 """
 
 from oppu.data.download import download_lamp, progress_bar
-from oppu.data.read import Checked, check, read_dataset
+from oppu.data.read import Checked, check, named_task, read_dataset
 from oppu.data.statistics import GroupStatistics, Statistics, statistics, statistics_table
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Statistics",
     "check",
     "download_lamp",
+    "named_task",
     "progress_bar",
     "read_dataset",
     "statistics",

@@ -3,8 +3,10 @@
 In a folder with files of several formats, the OPPU release comes first, then LaMP's files, then rows of one's own.
 """
 
+import json
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +14,9 @@ from oppu.data.lamp import OUTPUTS, QUESTIONS, read_lamp
 from oppu.data.problems import Problems
 from oppu.data.release import LABELS, OTHERS, USERS, read_release
 from oppu.data.rows import SUFFIXES, read_own
-from oppu.errors import DataError
+from oppu.errors import ConfigError, DataError
 from oppu.records import Dataset
-from oppu.tasks import Task
+from oppu.tasks import Task, find_task
 
 Reader = Callable[[Path, Task, Problems], Dataset]
 
@@ -81,3 +83,11 @@ def _reader_of_file(path: Path) -> tuple[Reader, Path]:
     if path.suffix.lower() in SUFFIXES:
         return read_own, path
     raise DataError(["not a data file that oppu knows"], where=str(path), fix=f"give {_FORMATS}")
+
+
+def named_task(path: Path) -> Task:
+    """The task that a benchmark folder's labels name; ConfigError where nothing names one."""
+    for file in sorted([*path.glob(LABELS), *path.glob(f"*{OUTPUTS}")]):
+        with suppress(OSError, ValueError, KeyError, TypeError, ConfigError):
+            return find_task(str(json.loads(file.read_text(encoding="utf-8"))["task"]))
+    raise ConfigError("nothing in it names its task", where=str(path), fix="say which with --task")

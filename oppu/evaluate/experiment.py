@@ -218,19 +218,20 @@ def _run_fingerprint(experiment: Experiment, users: Sequence[User], base_users: 
 
 def _prepare(out: Path, fingerprint: str, fresh: bool) -> None:
     """Make the run's folder; cells of another run's inputs are not taken for this one's."""
-    if fresh and out.exists():
-        for part in ("cells", "predictions", "store"):
-            shutil.rmtree(out / part, ignore_errors=True)
-        for file in ("run.json", "results.json", "report.html"):
-            (out / file).unlink(missing_ok=True)
-    record = out / "run.json"
-    if record.is_file() and record.read_bytes() != _run_record(fingerprint):
-        raise ConfigError(
-            "holds another run: its data, users, base or settings differ",
-            where=str(out),
-            fix="use --fresh to start anew, or another --out",
-        )
     with os_errors(out):
+        if fresh:
+            for part in ("cells", "predictions", "store"):
+                if (out / part).exists():
+                    shutil.rmtree(out / part)
+            for file in ("run.json", "results.json", "report.html"):
+                (out / file).unlink(missing_ok=True)
+        record = out / "run.json"
+        if record.is_file() and record.read_bytes() != _run_record(fingerprint):
+            raise ConfigError(
+                "holds another run: its data, users, base or settings differ",
+                where=str(out),
+                fix="use --fresh to start anew, or another --out",
+            )
         make_folders(out)
     write_atomically(record, _run_record(fingerprint))
 

@@ -282,6 +282,11 @@ class _SlotLora(torch.autograd.Function):
         return grad_x, None, None, None
 
 
+def check_fits(model: PreTrainedModel, module: Module) -> None:
+    """ModelError, as from `Bank.load`, for a LoRA module that was made for a model of other layers."""
+    Bank(model, LoraConfig.of(module), 1).load(0, module)
+
+
 def user_seed(seed: int, user_id: str) -> int:
     """The seed of a user's own random streams: the same in every process, whoever the neighbours are."""
     return (seed << 32) + zlib.crc32(user_id.encode())

@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from oppu.errors import ModelError
 
 EMBEDDED = "smollm2-135m"
@@ -30,7 +32,14 @@ def embedded_folder() -> Path:
     """The folder of the embedded base in transformers' format; made on first use (about 20 s)."""
     folder = cache_folder() / "bases" / f"{EMBEDDED}-{_CACHE_VERSION}"
     if not folder.exists():
-        _convert(_gguf_file(), folder)
+        try:
+            _convert(_gguf_file(), folder)
+        except (OSError, SafetensorError) as error:
+            raise ModelError(
+                f"the embedded base model cannot be kept there ({error})",
+                where=str(folder),
+                fix="free some space, or set OPPU_CACHE to a folder that you may write",
+            ) from error
     return folder
 
 

@@ -2,9 +2,9 @@
 
     y[n] += (x[n] @ A.T * own[n]) @ B       A [C*R, I], B [C*R, O]: the modules of C slots, one above the other
 
-own [n, C*R] is the bank's scale at the ranks of the token's own slot and 0 elsewhere, so nothing of a neighbour gets in.
-The extra products with zeros cost less than a gather of each token's a and b, which copies them at every step. Glossary:
-n tokens, C slots of these tokens, R rank, I/O in/out features.
+own [n, C*R] is the bank's scale at the ranks of the token's own slot and 0 elsewhere: nothing of a neighbour gets in.
+The products with zeros cost less than a gather of each token's a and b, which copies them at every step.
+Glossary: n tokens, C slots of these tokens, R rank, I/O in/out features.
 """
 
 from collections.abc import Callable
@@ -42,7 +42,7 @@ class StepModules:
         scale: float,
         parts: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
     ) -> torch.Tensor:
-        """The term added for x [n, I] in the layer `name` -> [n, O]; `parts(slots)`: its a [C, R, I] and b [C, O, R]."""
+        """The term added for x [n, I] in the layer `name`, [n, O]; `parts(slots)`: its a [C, R, I], b [C, O, R]."""
         if name not in self._stacks:
             a, b = parts(torch.tensor(self.slots, device=x.device))
             self._stacks[name] = a.flatten(0, 1), b.transpose(1, 2).flatten(0, 1)

@@ -9,9 +9,9 @@ import string
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from oppu.errors import ConfigError
 
@@ -25,16 +25,32 @@ def template_fields(template: str) -> frozenset[str]:
     return frozenset(name for _, name, _, _ in string.Formatter().parse(template) if name)
 
 
+def _check_template(template: str) -> str:
+    """The template, or a ValueError: braces hold one field's name and nothing else; braces as such are doubled."""
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(f"not a template: {error}; write a brace that is no field twice") from None
+    for _, name, form, conversion in parts:
+        if name is not None and (not name.isidentifier() or form or conversion):
+            raise ValueError(f"'{name}' in braces is no field's name; write a brace that is no field twice")
+    return template
+
+
+Template = Annotated[str, AfterValidator(_check_template)]
+"""Text with `{field}` in braces."""
+
+
 class HistoryForm(BaseModel):
     """How a history item becomes a training pair (prompt, answer) and how it reads when it is retrieved."""
 
     model_config = _FROZEN
 
-    prompt: str
+    prompt: Template
     """Training prompt; empty: next-token prediction over the answer (section 3 of the paper, tweets)."""
-    answer: str
+    answer: Template
     """What the module learns to write."""
-    shown: str
+    shown: Template
     """The item as phi_r shows it, above the question."""
 
     @property
@@ -66,7 +82,7 @@ class Task(BaseModel):
     """A few words for people."""
     kind: Kind
     """label: one of `labels`; rating: one of `labels`, which are numbers; text: free text."""
-    prompt: str
+    prompt: Template
     """phi_t: instruction and question (appendix I)."""
     history: tuple[HistoryForm, ...] = Field(min_length=1)
     """How history items read; the first form whose fields an item has is used."""
@@ -77,7 +93,7 @@ class Task(BaseModel):
     """The benchmark's name for the task, written into prediction files; empty: `name`."""
     query_pattern: str = ""
     """Regular expression with named groups that cuts a benchmark question into fields; empty: own data only."""
-    profile_prompt: str = ""
+    profile_prompt: Template = ""
     """Appendix J's prompt for a textual profile, with `{history}`."""
     max_item_words: int = Field(default=768, gt=0)
     """Words of a field of the question or training item; longer ones are cut."""
@@ -124,7 +140,7 @@ class Task(BaseModel):
     def parse_query(self, text: str) -> dict[str, str] | None:
         """Cut a benchmark question into fields by the task's markers; None when they are not found."""
         match = re.search(self.query_pattern, text, re.DOTALL) if self.query_pattern else None
-        return {name: value.strip() for name, value in match.groupdict().items()} if match else None
+        return {name: value.strip() for name, value in match.groupdict(default="").items()} if match else None
 
     def fields_of(self, text: str) -> dict[str, str]:
         """The fields of a question as a person types it: cut by the markers, else all of it is the prompt's one field.

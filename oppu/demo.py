@@ -1,0 +1,62 @@
+"""The whole job on the simulated sample histories: adapt, personalize everyone at once, compare, report.
+
+Small enough for two CPU cores: the label task with all four methods, the text task with and without a module.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from oppu.data import read_dataset
+from oppu.data.sample import sample_tasks
+from oppu.evaluate.experiment import Experiment, Stage, run
+from oppu.evaluate.results import Cell
+from oppu.model.embedded import EMBEDDED
+from oppu.recipes import recipe_for
+from oppu.records import User
+from oppu.tasks import Task, task_from_toml
+from oppu.train import Machine
+
+METHODS = {"label": ("base", "rag", "oppu", "oppu+rag"), "text": ("base", "oppu")}
+"""By the task's kind; writing is dearer than choosing, so the text task leaves retrieval out."""
+EPOCHS, LEARNING_RATE, BATCH_SIZE = 3, 3e-3, 4
+"""For sample histories of 32 short items; found on the sample itself, which exists to show the way, not to prove it."""
+PAIRS = 128
+"""Held-out users' items to adapt the base on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One sample task of the demo and what came of it."""
+
+    task: Task
+    task_file: Path
+    users: tuple[User, ...]
+    cells: tuple[Cell, ...]
+    out: Path
+
+
+def run_demo(
+    out: Path, *, base: str = EMBEDDED, fresh: bool = False, on_stage: Callable[[Stage], None] = lambda _: None
+) -> list[Shown]:
+    """Run both sample tasks, each into its own folder under `out`; what is finished is not computed again."""
+    shown = []
+    for sample in sample_tasks():
+        task = task_from_toml(sample.task)
+        dataset = read_dataset(sample.data, task)
+        recipe = recipe_for(base, task)
+        experiment = Experiment(
+            task=task,
+            methods=METHODS[task.kind],
+            k=(1,),
+            base=base,
+            adapt=replace(recipe.adapt, epochs=2),
+            personal=replace(recipe.personal, epochs=EPOCHS, learning_rate=LEARNING_RATE, batch_size=BATCH_SIZE),
+            pairs=PAIRS,
+        )
+        place = out / task.name
+        cells = run(
+            experiment, dataset, place, fresh=fresh, command="oppu demo", machine=Machine(8, 1024), on_stage=on_stage
+        )
+        shown.append(Shown(task, sample.task, dataset.users, cells, place))
+    return shown

@@ -1,0 +1,48 @@
+"""The next token of each sequence of a batch, by its own rule and from its own random stream."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+_GREEDY_BELOW = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a sequence's tokens are drawn."""
+
+    temperature: float = 0.0
+    """0: the likeliest token."""
+    top_p: float = 1.0
+    """Draw from the likeliest tokens that together have this probability."""
+    seed: int | None = None
+    """None: a new stream each time."""
+
+    def generator(self) -> torch.Generator:
+        """The sequence's random stream."""
+        generator = torch.Generator()
+        if self.seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(self.seed)
+        return generator
+
+
+GREEDY = Sampling()
+
+
+def next_tokens(logits: torch.Tensor, rules: Sequence[Sampling], generators: Sequence[torch.Generator]) -> list[int]:
+    """One token for each line of logits [n, V]; what a neighbour draws changes nothing."""
+    tokens: list[int] = logits.argmax(-1).tolist()
+    for line, (rule, generator) in enumerate(zip(rules, generators, strict=True)):
+        if rule.temperature >= _GREEDY_BELOW:
+            tokens[line] = _draw(logits[line].float().cpu(), rule, generator)
+    return tokens
+
+
+def _draw(logits: torch.Tensor, rule: Sampling, generator: torch.Generator) -> int:
+    probabilities, order = (logits / rule.temperature).softmax(-1).sort(descending=True)
+    before = probabilities.cumsum(-1) - probabilities
+    nucleus = probabilities.masked_fill(before >= rule.top_p, 0)
+    return int(order[torch.multinomial(nucleus, 1, generator=generator)])

@@ -1,0 +1,88 @@
+"""The bank as a cache: modules are loaded when they are asked for, and the least recently used make room."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from oppu.errors import ModelError
+from oppu.model.bank import Bank, LoraConfig
+from oppu.model.base import Base
+from oppu.model.module import Module
+from oppu.store import ModuleRecord
+
+_Key = tuple[str, str]
+
+
+class Slots:
+    """Modules by record in a bank that is attached to the base. Used by one thread."""
+
+    def __init__(self, base: Base, load: Callable[[ModuleRecord], Module], count: int) -> None:
+        """`load` reads and checks a module."""
+        self._base = base
+        self._load = load
+        self._count = count
+        self._bank: Bank | None = None
+        self._slots: OrderedDict[_Key, int] = OrderedDict()  # the least recently used first
+        self._uses: dict[int, int] = {}
+        self._read: tuple[_Key, Module] | None = None  # waits for a slot
+
+    def take(self, record: ModuleRecord | None) -> int | None:
+        """A slot with this module, kept until it is given back; -1 for the plain base; None: wait for a free one."""
+        if record is None:
+            return -1
+        key = str(record.path), record.sha256
+        if key not in self._slots and not self._bring(key, record):
+            return None
+        self._slots.move_to_end(key)
+        slot = self._slots[key]
+        self._uses[slot] = self._uses.get(slot, 0) + 1
+        return slot
+
+    def give_back(self, slot: int) -> None:
+        """One use less."""
+        if slot >= 0:
+            self._uses[slot] -= 1
+
+    def close(self) -> None:
+        """Take the bank off the base."""
+        if self._bank is not None:
+            self._attached.__exit__(None, None, None)
+            self._bank = None
+
+    def _bring(self, key: _Key, record: ModuleRecord) -> bool:
+        """Load the module if there is room; whether it was."""
+        free = self._free()
+        if free is None:
+            return False
+        if self._read is None or self._read[0] != key:
+            self._read = key, self._load(record)
+        module = self._read[1]
+        if module.config.get("peft_type") != "LORA":
+            self._read = None
+            raise ModelError("only LoRA modules can be served", where=f"the module of user {record.user_id}")
+        shape = LoraConfig.of(module)
+        if self._bank is None or shape != self._bank.config:
+            if any(self._uses.values()):  # modules of another rank must be done first: a bank has one rank
+                return False
+            self._change_bank(shape)
+            free = 0
+        assert self._bank is not None
+        self._slots = OrderedDict((k, slot) for k, slot in self._slots.items() if slot != free)
+        self._read = None
+        self._bank.load(free, module)
+        self._slots[key] = free
+        return True
+
+    def _free(self) -> int | None:
+        """An empty slot, else the least recently used of those not in use."""
+        taken = set(self._slots.values())
+        if len(taken) < self._count:
+            return next(slot for slot in range(self._count) if slot not in taken)
+        return next((slot for slot in self._slots.values() if not self._uses.get(slot)), None)
+
+    def _change_bank(self, shape: LoraConfig) -> None:
+        self.close()
+        self._slots.clear()
+        self._uses.clear()
+        self._bank = Bank(self._base.model, shape, self._count)
+        self._attached = self._bank.attach()
+        self._attached.__enter__()
