@@ -213,9 +213,7 @@ def main() -> None:
             f"  {name:20} {side['requests_per_s']:7.2f} requests/s {side['new_tokens_per_s']:8.1f} tokens/s "
             f"{side['peak_memory_mb']:7.0f} MB"
         )
-    print(
-        f"  oppu is {ratio:.2f} times as fast; {len(texts[0]) - len(different)} of {len(texts[0])} texts are the same"
-    )
+    print(f"  oppu is {ratio:.2f} times as fast; {len(different)} of {len(texts[0])} texts differ")
     for i in different[:3]:
         print(f"    peer: {texts[0][i]!r}\n    oppu: {texts[1][i]!r}")
     case = {

@@ -21,7 +21,7 @@ ANN = User(
         HistoryItem("i1", {"text": "old car", "colour": "red"}, 1.0),
         HistoryItem("i2", {"text": "door of a house", "colour": "blue"}, 2.0),
         HistoryItem("i3", {"text": "loaf of bread", "colour": "red"}, 3.0),
-        HistoryItem("i4", {"text": "new car", "colour": "dark green"}, 4.0),
+        HistoryItem("i4", {"text": "new car", "colour": "green"}, 4.0),
     ),
     (Query("q1", "Which colour? thing: my car", {"text": "my car"}, gold="red", time=9.0),),
 )
@@ -33,7 +33,7 @@ def test_phi_t_is_the_task_with_the_question_alone() -> None:
         Example("ann", "i1", "thing: old car colour:", "red"),
         Example("ann", "i2", "thing: door of a house colour:", "blue"),
         Example("ann", "i3", "thing: loaf of bread colour:", "red"),
-        Example("ann", "i4", "thing: new car colour:", "dark green"),
+        Example("ann", "i4", "thing: new car colour:", "green"),
     ]
     assert query_examples(COLOUR, ANN) == [Example("ann", "q1", "thing: my car colour:", "red")]
 
@@ -46,11 +46,11 @@ def test_phi_r_has_earlier_items_with_their_answers_best_first_above_the_questio
         "ann",
         "i4",
         "thing: old car colour: red\nthing: loaf of bread colour: red\nthing: new car colour:",
-        "dark green",
+        "green",
         ("i1", "i3"),
     )
     (question,) = query_examples(COLOUR, ANN, Setting(k=1))
-    assert question.prompt == "thing: new car colour: dark green\nthing: my car colour:"
+    assert question.prompt == "thing: new car colour: green\nthing: my car colour:"
     assert question.retrieved == ("i4",)
 
 

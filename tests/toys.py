@@ -17,7 +17,7 @@ COLOUR = Task(
     name="colour",
     title="Which colour a thing has for someone",
     kind="label",
-    labels=("red", "blue", "dark green"),
+    labels=("red", "blue", "green"),
     prompt="thing: {text} colour:",
     query_pattern=r"^Which colour\? thing: (?P<text>.*)$",
     history=(HistoryForm(prompt="thing: {text} colour:", answer="{colour}", shown="thing: {text} colour: {colour}"),),

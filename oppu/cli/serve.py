@@ -1,7 +1,51 @@
-"""."""
+"""`oppu serve`: OpenAI's API over everybody's modules."""
+
+from typing import Annotated
 
 import typer
 
+from oppu.cli.options import BaseName, Profiles, StorePath, quiet_libraries
+
 
 def register(app: typer.Typer) -> None:
-    """Add the commands."""
+    """Add the command."""
+    app.command()(serve)
+
+
+def serve(
+    store: StorePath,
+    base: BaseName = "smollm2-135m",
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any that is free.")] = 8000,
+    task: Annotated[
+        list[str] | None, typer.Option("--task", help="TOML file of a task of one's own; may be repeated.")
+    ] = None,
+    profiles: Profiles = None,
+    api_key: Annotated[
+        str | None, typer.Option("--api-key", envvar="OPPU_API_KEY", help="Ask every request for this key.")
+    ] = None,
+    slots: Annotated[int, typer.Option("--slots", min=1, help="Users' modules in memory at a time.")] = 32,
+) -> None:
+    """Serve the base and every user's module through OpenAI's API; the model `user:<id>` is that user's.
+
+    SIGTERM or Ctrl-C finishes what is under way.
+
+    Example: `oppu serve --store my-store --base movies --port 8000`
+    """
+    from oppu.profiles import read_profiles
+    from oppu.serve.app import serve as run
+    from oppu.serve.engine import EngineConfig
+    from oppu.tasks import find_task
+
+    with quiet_libraries():
+        run(
+            store,
+            base,
+            host=host,
+            port=port,
+            tasks=[find_task(name) for name in task or ()],
+            profiles=read_profiles(profiles) if profiles is not None else None,
+            api_key=api_key,
+            config=EngineConfig(slots=slots),
+            on_ready=lambda url: typer.echo(f"serving {base} and the modules in {store} at {url}"),
+        )
