@@ -32,10 +32,17 @@ def serve(
 
     Example: `oppu serve --store my-store --base movies --port 8000`
     """
+    from oppu.errors import ConfigError
     from oppu.profiles import read_profiles
-    from oppu.serve.app import serve as run
-    from oppu.serve.engine import EngineConfig
     from oppu.tasks import find_task
+
+    try:
+        from oppu.serve.app import serve as run
+        from oppu.serve.engine import EngineConfig
+    except ModuleNotFoundError as missing:
+        raise ConfigError(
+            f"the server needs {missing.name}, which is not installed", fix="run `pip install 'oppu[serve]'`"
+        ) from None
 
     with quiet_libraries():
         run(
