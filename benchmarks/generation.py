@@ -1,11 +1,12 @@
 """Mixed generation for several users: oppu against transformers + PEFT, on the same model, prompts and modules.
 
-    python benchmarks/generation.py --users 8 --requests-per-user 4 --json generation.json
+    python benchmarks/generation.py --json generation.json
 
-The peer is PEFT's own way to mix users in a batch: `model.generate(..., adapter_names=[...])`, prompts of like length
-padded on the left, SDPA attention, a cache of keys and values, inference mode. Both decode greedily, end an answer at
-the end token or a line break, and take batches of the same size. Each side runs in a process of its own, so that the
-peak of its memory is its own. The modules are random with a non-zero b; the texts of both sides are compared.
+The users' modules are trained first (or taken from `--modules`), so that answers end as they do in use: each where it
+is finished. The peer is PEFT's own way to mix users in a batch: `model.generate(..., adapter_names=[...])`, prompts of
+like length padded on the left, SDPA attention, a cache of keys and values, inference mode; the best of its batch sizes
+counts. Both decode greedily and end an answer at the end token or a line break. Each side has a process of its own, so
+that the peak of its memory is its own, and they take turns, so that what else the machine does troubles both alike.
 """
 
 import argparse
@@ -14,8 +15,10 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +30,17 @@ from oppu.data.sample import sample_tasks
 from oppu.examples import Setting, query_examples, training_examples
 from oppu.model.bank import Bank, LoraConfig
 from oppu.model.base import Base, load_base
+from oppu.model.module import Module, read_module, write_module
 from oppu.model.tokens import encode
 from oppu.personalize import longest_histories
 from oppu.predict import Question, generate, text_of
+from oppu.recipes import recipe_for
+from oppu.records import User
 from oppu.tasks import Task, find_task
+from oppu.train import Job, Machine, train
 
-LORA = LoraConfig(rank=8, alpha=8)
-SPREAD = 0.05
-"""Standard deviation of b: enough to change what is written, not so much that it is no language any more."""
+Answer = Callable[[int], list[str]]
+"""All texts, given a batch size."""
 
 
 def arguments() -> argparse.Namespace:
@@ -44,12 +50,18 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="histories and questions; default: the sample data")
     parser.add_argument("--k", type=int, default=0, help="retrieved items in a prompt")
     parser.add_argument("--users", type=int, default=8)
-    parser.add_argument("--requests-per-user", type=int, default=4)
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--requests-per-user", type=int, default=6)
+    parser.add_argument(
+        "--modules", type=Path, help="folder of the users' modules; trained into it where one is missing"
+    )
+    parser.add_argument("--epochs", type=int, default=2, help="of this training")
+    parser.add_argument("--newest", type=int, default=32, help="items of a history to train on")
+    parser.add_argument("--batch-sizes", default="16,32,48", help="oppu's, of which the best counts")
+    parser.add_argument("--peer-batch-sizes", default="8,16,32,48", help="the peer's, of which the best counts")
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--repeat", type=int, default=3, help="timed runs, of which the median counts")
     parser.add_argument("--json", type=Path, help="write the result there")
-    parser.add_argument("--side", choices=["peer", "oppu"], help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=["peer", "oppu", "train"], help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -59,43 +71,47 @@ def the_task(args: argparse.Namespace) -> tuple[Task, Path]:
     return task.model_copy(update={"max_answer_tokens": args.max_new_tokens}), args.data or sample.data
 
 
-def the_questions(task: Task, data: Path, args: argparse.Namespace) -> list[Question]:
-    """The users with the longest histories, a slot each: their questions, then their newest items as questions."""
+def the_users(task: Task, data: Path, args: argparse.Namespace) -> list[User]:
+    """The users with the longest histories, a slot each."""
+    return longest_histories(read_dataset(data, task).users, args.users)
+
+
+def the_questions(task: Task, users: Sequence[User], args: argparse.Namespace) -> list[Question]:
+    """Each user's questions, then the user's newest items as questions; the users in turn."""
     setting = Setting(k=args.k)
     per_user = []
-    for slot, user in enumerate(longest_histories(read_dataset(data, task).users, args.users)):
+    for slot, user in enumerate(users):
         examples = [*query_examples(task, user, setting), *reversed(training_examples(task, user, setting))]
         per_user.append([Question(slot, example) for example in examples[: args.requests_per_user]])
     return [question for round_ in zip(*per_user, strict=True) for question in round_]
 
 
-def random_bank(base: Base, users: int) -> Bank:
-    bank = Bank(base.model, LORA, users)
-    for slot in range(users):
-        bank.reset(slot, seed=slot)
-        module = bank.module(slot)
-        generator = torch.Generator().manual_seed(slot)
-        for name, tensor in module.tensors.items():
-            if "lora_B" in name:
-                tensor.normal_(0, SPREAD, generator=generator)
+def train_modules(base: Base, task: Task, users: Sequence[User], args: argparse.Namespace) -> None:
+    """A module into `args.modules` for each user who has none there, with the demo's settings."""
+    config = replace(recipe_for(base.family, task).personal, epochs=args.epochs, learning_rate=3e-3, batch_size=4)
+    setting = Setting(k=args.k)
+    jobs = [
+        Job(
+            user.id,
+            tuple(encode(base.tokenizer, training_examples(task, user, setting, None, args.newest), base.max_tokens)),
+        )
+        for user in users
+        if not (args.modules / user.id).exists()
+    ]
+    for trained in train(base, jobs, config, Machine(slots=8)):
+        write_module(trained.module, args.modules / trained.user_id)
+
+
+def oppu_side(base: Base, task: Task, questions: list[Question], modules: Sequence[Module]) -> Answer:
+    bank = Bank(base.model, LoraConfig.of(modules[0]), len(modules))
+    for slot, module in enumerate(modules):
         bank.load(slot, module)
-    return bank
 
+    def answer(batch_size: int) -> list[str]:
+        with bank.attach():
+            return generate(base, task, questions, batch_size=batch_size)
 
-def timed(run: Callable[[], list[str]], repeat: int) -> tuple[list[str], float]:
-    """The texts, and the median of the seconds; one run before does not count."""
-    run()
-    seconds = []
-    for _ in range(repeat):
-        start = time.perf_counter()
-        texts = run()
-        seconds.append(time.perf_counter() - start)
-    return texts, statistics.median(seconds)
-
-
-def run_oppu(base: Base, task: Task, questions: list[Question], args: argparse.Namespace) -> tuple[list[str], float]:
-    with random_bank(base, args.users).attach():
-        return timed(lambda: generate(base, task, questions, batch_size=args.batch_size), args.repeat)
+    return answer
 
 
 class EndsLine(StoppingCriteria):  # type: ignore[misc]
@@ -119,25 +135,24 @@ class EndsLine(StoppingCriteria):  # type: ignore[misc]
         return done
 
 
-def run_peer(base: Base, task: Task, questions: list[Question], args: argparse.Namespace) -> tuple[list[str], float]:
+def peer_side(base: Base, task: Task, questions: list[Question], modules: Sequence[Module]) -> Answer:
     from peft import LoraConfig as PeftLoraConfig
     from peft import get_peft_model, set_peft_model_state_dict
 
-    modules = random_bank(base, args.users)
     base.model.set_attn_implementation("sdpa")
-    targets = sorted({name.split(".")[-3] for name in modules.module(0).tensors})
-    config = PeftLoraConfig(r=LORA.rank, lora_alpha=LORA.alpha, target_modules=targets, task_type="CAUSAL_LM")
+    shape = modules[0].config
+    config = PeftLoraConfig(
+        r=shape["r"], lora_alpha=shape["lora_alpha"], target_modules=shape["target_modules"], task_type="CAUSAL_LM"
+    )
     model = get_peft_model(base.model, config, adapter_name="user-0")
-    for slot in range(1, args.users):
+    for slot in range(1, len(modules)):
         model.add_adapter(f"user-{slot}", config)
-    for slot in range(args.users):
-        set_peft_model_state_dict(model, dict(modules.module(slot).tensors), adapter_name=f"user-{slot}")
+    for slot, module in enumerate(modules):
+        set_peft_model_state_dict(model, dict(module.tensors), adapter_name=f"user-{slot}")
     model.eval()
-    del modules
 
     prompts = encode(base.tokenizer, [q.example for q in questions], 2048 - task.max_answer_tokens, answers=False)
     order = sorted(range(len(questions)), key=lambda i: len(prompts[i].tokens))
-    batches = [order[i : i + args.batch_size] for i in range(0, len(order), args.batch_size)]
     line_end, end = EndsLine(base), base.tokenizer.eos_token_id
 
     def write(batch: Sequence[int]) -> list[str]:
@@ -160,71 +175,137 @@ def run_peer(base: Base, task: Task, questions: list[Question], args: argparse.N
         )
         return [text_of(base, tokens, "\n") for tokens in output[:, width:].tolist()]
 
-    def run() -> list[str]:
-        texts = {}
+    def answer(batch_size: int) -> list[str]:
+        texts: dict[int, str] = {}
         with torch.inference_mode():
-            for batch in batches:
+            for batch in (order[i : i + batch_size] for i in range(0, len(order), batch_size)):
                 texts |= dict(zip(batch, write(batch), strict=True))
         return [texts[i] for i in range(len(questions))]
 
-    return timed(run, args.repeat)
+    return answer
 
 
-def run_side(args: argparse.Namespace) -> dict[str, Any]:
-    """One side, in this process."""
+def serve_side(args: argparse.Namespace) -> None:
+    """One side, in this process: for each batch size on a line of the input, a line with what came of it."""
     task, data = the_task(args)
-    questions = the_questions(task, data, args)
+    users = the_users(task, data, args)
     base = load_base(args.base)
-    texts, seconds = (run_peer if args.side == "peer" else run_oppu)(base, task, questions, args)
-    tokens = sum(
-        len(ids) + 1 for ids in base.tokenizer(texts, add_special_tokens=False).input_ids
-    )  # and what ends them
+    if args.side == "train":
+        train_modules(base, task, users, args)
+        return
+    modules = [read_module(args.modules / user.id) for user in users]
+    answer = (peer_side if args.side == "peer" else oppu_side)(base, task, the_questions(task, users, args), modules)
+    for line in sys.stdin:
+        start, start_cpu = time.perf_counter(), time.process_time()
+        texts = answer(int(line))
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        lengths = [len(ids) + 1 for ids in base.tokenizer(texts, add_special_tokens=False).input_ids]  # and the end
+        result = {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_memory_mb": memory, "lengths": lengths}
+        print(json.dumps({**result, "texts": texts}), flush=True)
+
+
+class Side:
+    """One side in a process of its own, and what it has measured."""
+
+    def __init__(self, name: str, batch_sizes: str, modules: Path) -> None:
+        command = [sys.executable, __file__, *sys.argv[1:], "--modules", str(modules), "--side", name]
+        self.batch_sizes = [int(size) for size in batch_sizes.split(",")]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._runs: dict[int, list[dict[str, Any]]] = {size: [] for size in self.batch_sizes}
+
+    def run(self, batch_size: int) -> dict[str, Any]:
+        """Answer everything once."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(batch_size, file=self._process.stdin, flush=True)
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit("one side of the benchmark failed; what it printed above says why")
+        result: dict[str, Any] = json.loads(line)
+        return result
+
+    def measure(self) -> None:
+        """One timed run with each batch size."""
+        for size in self.batch_sizes:
+            self._runs[size].append(self.run(size))
+
+    def close(self) -> dict[str, Any]:
+        """The figures of the best batch size, medians over its runs, and the seconds of all."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+        seconds = {size: statistics.median(run["seconds"] for run in runs) for size, runs in self._runs.items()}
+        best = min(seconds, key=seconds.__getitem__)
+        runs = self._runs[best]
+        last = runs[-1]
+        return {
+            "batch_size": best,
+            "seconds": seconds[best],
+            "cpu_seconds": statistics.median(run["cpu_seconds"] for run in runs),
+            "requests_per_s": len(last["texts"]) / seconds[best],
+            "new_tokens_per_s": sum(last["lengths"]) / seconds[best],
+            "peak_memory_mb": last["peak_memory_mb"],
+            "seconds_by_batch_size": seconds,
+            "lengths": last["lengths"],
+            "texts": last["texts"],
+        }
+
+
+def measure(args: argparse.Namespace, modules: Path) -> dict[str, Any]:
+    """Both sides, in turn, after a run of each that does not count."""
+    subprocess.run([sys.executable, __file__, *sys.argv[1:], "--modules", str(modules), "--side", "train"], check=True)
+    sides = [Side("peer", args.peer_batch_sizes, modules), Side("oppu", args.batch_sizes, modules)]
+    for side in sides:
+        side.run(side.batch_sizes[-1])
+    for _ in range(args.repeat):
+        for side in sides:
+            side.measure()
+    peer, oppu = (side.close() for side in sides)
+    texts = peer.pop("texts"), oppu.pop("texts")
+    lengths = oppu.pop("lengths")
+    del peer["lengths"]
     return {
-        "task": task.name,
-        "texts": texts,
-        "seconds": seconds,
-        "requests_per_s": len(texts) / seconds,
-        "new_tokens_per_s": tokens / seconds,
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "task": the_task(args)[0].name,
+        "users": args.users,
+        "requests": len(lengths),
+        "mean_new_tokens": statistics.mean(lengths),
+        "max_new_tokens": max(lengths),
+        "threads": torch.get_num_threads(),
+        "different_texts": [pair for pair in zip(*texts, strict=True) if pair[0] != pair[1]],
+        "peer": peer,
+        "oppu": oppu,
+        "ratio": peer["seconds"] / oppu["seconds"],
+        "cpu_ratio": peer["cpu_seconds"] / oppu["cpu_seconds"],
     }
 
 
-def run_apart(side: str) -> dict[str, Any]:
-    """One side, in a process of its own."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--side", side]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+def show(case: dict[str, Any]) -> None:
+    print(
+        f"{case['task']}: {case['requests']} requests of {case['users']} users, {case['threads']} threads; "
+        f"answers of {case['mean_new_tokens']:.1f} tokens on average, {case['max_new_tokens']} at most"
+    )
+    for name, side in (("transformers + PEFT", case["peer"]), ("oppu", case["oppu"])):
+        print(
+            f"  {name:20} {side['requests_per_s']:7.2f} requests/s {side['new_tokens_per_s']:8.1f} tokens/s "
+            f"{side['peak_memory_mb']:7.0f} MB   seconds by batch size: "
+            + ", ".join(f"{size}: {seconds:.2f}" for size, seconds in side["seconds_by_batch_size"].items())
+        )
+    different = case["different_texts"]
+    print(f"  oppu is {case['ratio']:.2f} times as fast ({case['cpu_ratio']:.2f} by CPU time)", end="; ")
+    print(f"{len(different)} of {case['requests']} texts differ")
+    for left, right in different[:3]:
+        print(f"    peer: {left!r}\n    oppu: {right!r}")
 
 
 def main() -> None:
     args = arguments()
     if args.side:
-        print(json.dumps(run_side(args)))
+        serve_side(args)
         return
-    peer, oppu = run_apart("peer"), run_apart("oppu")
-    task, texts = oppu.pop("task"), (peer.pop("texts"), oppu.pop("texts"))
-    del peer["task"]
-    different = [i for i, (left, right) in enumerate(zip(*texts, strict=True)) if left != right]
-    ratio = oppu["requests_per_s"] / peer["requests_per_s"]
-    print(f"{task}: {len(texts[0])} requests of {args.users} users, up to {args.max_new_tokens} new tokens each")
-    for name, side in (("transformers + PEFT", peer), ("oppu", oppu)):
-        print(
-            f"  {name:20} {side['requests_per_s']:7.2f} requests/s {side['new_tokens_per_s']:8.1f} tokens/s "
-            f"{side['peak_memory_mb']:7.0f} MB"
-        )
-    print(f"  oppu is {ratio:.2f} times as fast; {len(different)} of {len(texts[0])} texts differ")
-    for i in different[:3]:
-        print(f"    peer: {texts[0][i]!r}\n    oppu: {texts[1][i]!r}")
-    case = {
-        "task": task,
-        "users": args.users,
-        "requests": len(texts[0]),
-        "different_texts": len(different),
-        "peer": peer,
-        "oppu": oppu,
-        "ratio": ratio,
-    }
+    with tempfile.TemporaryDirectory() as folder:
+        case = measure(args, args.modules or Path(folder))
+    show(case)
     if args.json is not None:
         args.json.write_text(json.dumps({"cases": [case]}, indent=2) + "\n", encoding="utf-8")
 
