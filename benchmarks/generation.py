@@ -50,7 +50,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="histories and questions; default: the sample data")
     parser.add_argument("--k", type=int, default=0, help="retrieved items in a prompt")
     parser.add_argument("--users", type=int, default=8)
-    parser.add_argument("--requests-per-user", type=int, default=6)
+    parser.add_argument("--requests-per-user", type=int, default=12)
     parser.add_argument(
         "--modules", type=Path, help="folder of the users' modules; trained into it where one is missing"
     )

@@ -22,7 +22,7 @@ from oppu.model.base import Base, load_base, save_base
 from oppu.model.tokens import encode
 from oppu.records import Example, User
 from oppu.store import Store
-from oppu.store.files import os_errors
+from oppu.store.files import os_errors, sync_folder, sync_tree
 from oppu.tasks import Task
 from oppu.train import Job, Machine, Progress, TrainConfig, train_into_base
 
@@ -137,10 +137,16 @@ def adapt(
     with os_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         making = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        old = making.with_suffix(".old")
         try:
             save_base(replace(base, record=record), making)
-            shutil.rmtree(folder, ignore_errors=True)
+            making.chmod(0o755)
+            sync_tree(making)
+            if folder.exists():
+                os.rename(folder, old)
             os.rename(making, folder)
+            sync_folder(folder.parent)
         finally:
             shutil.rmtree(making, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
     return load_base(str(folder), device=base.device, dtype=base.model.dtype)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from oppu import __version__
-from oppu.errors import ModelError, StoreError, UnknownUserError
+from oppu.errors import ConfigError, ModelError, StoreError, UnknownUserError
 from oppu.examples import PLAIN, Setting, query_examples, training_examples
 from oppu.model.bank import Bank, LoraConfig
 from oppu.model.base import Base, load_base
@@ -149,6 +149,10 @@ def ask(
     ]
     record = max(records, key=lambda r: r.created) if records else stored_module(store, user_id, "", None)
     known = task if task is not None else task_of(record)
+    if setting_of(record).profile and profile is None:
+        raise ConfigError(
+            "the module was trained with a profile in every prompt", where=f"user {user_id}", fix="give it"
+        )
     base = base_of(store, record.base_name)
     if use_module and base.fingerprint != record.base_fingerprint:
         raise ModelError(

@@ -1,5 +1,6 @@
 """Answers for questions of different users in one batch: labels by scoring them, text by greedy decoding."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -95,8 +96,10 @@ def generate(
     while waiting or decoder.active:
         if decoder.active:
             write(decoder.active, decoder.step([written[key][-1] for key in decoder.active]))
-        joining = [waiting.pop() for _ in range(min(len(waiting), batch_size - len(decoder.active)))]
-        if joining:
+        free = batch_size - len(decoder.active)
+        # a forward reads all weights, however few its tokens: prompts wait until some can go together
+        if waiting and free >= min(len(waiting), math.ceil(batch_size / 4)):
+            joining = [waiting.pop() for _ in range(min(len(waiting), free))]
             write(joining, decoder.admit([Prompt(i, questions[i].slot, prompts[i].tokens) for i in joining]))
         finished = [key for key in decoder.active if is_finished(base, written[key], stop, task.max_answer_tokens)]
         decoder.drop(finished)

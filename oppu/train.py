@@ -43,7 +43,7 @@ class Machine:
 
     slots: int = 16
     """Users trained at a time."""
-    tokens_per_pass: int = 2048
+    tokens_per_pass: int = 1024
     """Tokens in one forward and backward; memory grows with it."""
 
 

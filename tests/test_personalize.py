@@ -35,6 +35,7 @@ from oppu.train import Machine
 
 PLAN = Plan(COLOUR, FAST)
 SIZES = (5, 1, 3, 4)
+SHORT_FORM = COLOUR.history[0].model_copy(update={"prompt": "{text}:"})
 STRONG = replace(FAST, epochs=6, learning_rate=3e-2, lora=LoraConfig(2, 4, targets=("down_proj", "o_proj", "v_proj")))
 """Enough to learn a habit."""
 
@@ -140,10 +141,10 @@ def test_a_changed_history_trains_its_user_alone_as_the_next_version(store: Stor
         replace(PLAN, train=replace(FAST, seed=1)),
         replace(PLAN, setting=Setting(k=1)),
         replace(PLAN, newest=1),
-        replace(PLAN, task=COLOUR.model_copy(update={"history": (COLOUR.history[0].model_copy(update={"prompt": "{text}:"}),)})),
+        replace(PLAN, task=COLOUR.model_copy(update={"history": (SHORT_FORM,)})),
     ],
     ids=["learning rate", "rank", "seed", "retrieval", "newest", "task"],
-)  # fmt: skip
+)
 def test_changed_settings_train_again(store: Store, base: Base, plan: Plan) -> None:
     users = colour_users(3, 2)
     run(store, base, PLAN, users)
@@ -402,7 +403,7 @@ def test_a_module_is_not_used_on_another_base_of_the_same_name(store: Store, bas
     list(personalize(store, replace(base, name="mine"), PLAN, colour_users(3)))
     assert ask(store, "a", "car") in COLOUR.labels
     store.put_base("mine", load_base(str(second)).fingerprint, second, {})
-    with pytest.raises(ModelError, match="the module of user a was trained on another base .* personalize again"):
+    with pytest.raises(ModelError, match=r"the module of user a was trained on another base .* personalize again"):
         ask(store, "a", "car")
 
 

@@ -43,6 +43,9 @@ def main() -> None:
     except OppuError as error:
         print(f"oppu: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("oppu: interrupted; what was finished is kept, and the same command goes on from there", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as leaving:
+        if leaving.code == 130:  # what typer makes of Ctrl-C
+            print(
+                "oppu: interrupted; what was finished is kept, and the same command goes on from there", file=sys.stderr
+            )
+        raise

@@ -12,14 +12,17 @@ from oppu.cli.options import (
     K,
     Profiles,
     RetrieverName,
+    Seed,
     StorePath,
     TaskName,
     TokensPerPass,
     UserId,
+    changed,
     open_store,
     quiet_libraries,
 )
 from oppu.cli.progress import meter
+from oppu.model.embedded import EMBEDDED
 
 
 def register(app: typer.Typer) -> None:
@@ -58,12 +61,13 @@ def predict(
     data: DataPath,
     store: StorePath,
     out: Annotated[Path, typer.Option("--out", help="File for the answers, in LaMP's format.")],
-    base: BaseName = "smollm2-135m",
+    base: BaseName = EMBEDDED,
     k: K = 0,
     retriever: RetrieverName = "bm25",
     profiles: Profiles = None,
     plain: Annotated[bool, typer.Option("--plain", help="Answer with the base, without modules.")] = False,
-    tokens_per_pass: TokensPerPass = 1024,
+    seed: Seed = 0,
+    tokens_per_pass: TokensPerPass = None,
 ) -> None:
     """Answer every question in the data with each user's own module, and write the answers in LaMP's format.
 
@@ -74,17 +78,19 @@ def predict(
     from oppu.personalize import Plan, answer_users, base_of, find_module
     from oppu.profiles import read_profiles
     from oppu.recipes import recipe_for
-    from oppu.store.files import write_atomically
+    from oppu.store.files import make_folders, os_errors, write_atomically
     from oppu.tasks import find_task
     from oppu.train import Machine
 
     found = find_task(task)
     users = read_dataset(data, found).users
     given = read_profiles(profiles) if profiles is not None else None
+    with os_errors(out.parent):
+        make_folders(out.parent)
     total, done = sum(len(user.queries) for user in users), 0
     with quiet_libraries(), open_store(store) as opened, meter() as shown:
         loaded = base_of(opened, base)
-        setting = Setting(k=k, retriever=retriever, profile=given is not None)
+        setting = Setting(k=k, retriever=retriever, profile=given is not None, seed=seed)
         plan = Plan(found, recipe_for(loaded.family, found).personal, setting)
 
         def count(more: int) -> None:
@@ -92,7 +98,7 @@ def predict(
             done += more
             shown.show("answers", done, total)
 
-        machine = Machine(tokens_per_pass=tokens_per_pass)
+        machine = changed(Machine(), tokens_per_pass=tokens_per_pass)
         answers = answer_users(loaded, plan, users, None if plain else opened, given, machine, count)
         without = [] if plain else [user.id for user in users if find_module(opened, loaded, plan, user.id) is None]
     golds = [

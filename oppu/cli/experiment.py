@@ -24,6 +24,7 @@ from oppu.cli.options import (
     quiet_libraries,
 )
 from oppu.cli.progress import meter
+from oppu.model.embedded import EMBEDDED
 
 
 def register(app: typer.Typer) -> None:
@@ -43,7 +44,7 @@ def experiment(
         int | None, typer.Option("--users", min=1, help="The users with the longest histories. [default: all]")
     ] = None,
     seed: Seed = 0,
-    base: BaseName = "smollm2-135m",
+    base: BaseName = EMBEDDED,
     base_data: Annotated[
         Path | None, typer.Option("--base-data", help="Data whose held-out users adapt the base. [default: --data]")
     ] = None,
@@ -58,8 +59,8 @@ def experiment(
     learning_rate: LearningRate = None,
     batch_size: BatchSize = None,
     rank: Rank = None,
-    slots: Slots = 16,
-    tokens_per_pass: TokensPerPass = 1024,
+    slots: Slots = None,
+    tokens_per_pass: TokensPerPass = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew; remove what an earlier run left.")] = False,
 ) -> None:
     """Compare methods on the same users and write table, predictions and report to one folder.
@@ -71,6 +72,7 @@ def experiment(
     from oppu.data import read_dataset
     from oppu.evaluate.experiment import Experiment, run
     from oppu.evaluate.summary import summary_table
+    from oppu.model.base import family_of
     from oppu.recipes import recipe_for
     from oppu.records import Dataset
     from oppu.tasks import find_task
@@ -80,7 +82,7 @@ def experiment(
     dataset = read_dataset(data, found)
     if base_data is not None:
         dataset = Dataset(dataset.users, read_dataset(base_data, found).base_users)
-    recipe = recipe_for(base, found)
+    recipe = recipe_for(family_of(base), found)
     personal = changed(recipe.personal, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, seed=seed)
     wanted = Experiment(
         task=found,
@@ -102,7 +104,7 @@ def experiment(
             out,
             fresh=fresh,
             command=shlex.join(["oppu", *sys.argv[1:]]),
-            machine=Machine(slots, tokens_per_pass),
+            machine=changed(Machine(), slots=slots, tokens_per_pass=tokens_per_pass),
             on_stage=lambda stage: shown.show(stage.name, stage.done, stage.total, stage.tokens),
         )
     Console().print(summary_table(found, cells))

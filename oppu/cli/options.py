@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from oppu.errors import StoreError
+
 if TYPE_CHECKING:
     from oppu.store import Store
 
@@ -24,14 +26,18 @@ UserId = Annotated[str, typer.Option("--user", help="A user's id.")]
 K = Annotated[int, typer.Option("--k", min=0, help="Number of retrieved history items in the prompt.")]
 RetrieverName = Annotated[str, typer.Option("--retriever", help="bm25, random or recent.")]
 Profiles = Annotated[
-    Path | None, typer.Option("--profiles", help="JSON file {user: profile}; adds the profile to every prompt (phi_p).")
+    Path | None,
+    typer.Option("--profiles", help="JSON {user: profile} or JSONL; puts it into every prompt (phi_p)."),
 ]
 Newest = Annotated[
     int | None, typer.Option("--newest", min=1, help="Train on the newest so many items of a history. [default: all]")
 ]
-Slots = Annotated[int, typer.Option("--slots", min=1, help="Users trained at a time; changes no result.")]
+Slots = Annotated[
+    int | None, typer.Option("--slots", min=1, help="Users trained at a time; changes no result. [default: 16]")
+]
 TokensPerPass = Annotated[
-    int, typer.Option("--tokens-per-pass", min=64, help="Tokens in one forward and backward; more needs more memory.")
+    int | None,
+    typer.Option("--tokens-per-pass", min=64, help="Tokens in one pass; more needs more memory. [default: 1024]"),
 ]
 Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over a history. [default: the base's]")]
 LearningRate = Annotated[
@@ -53,11 +59,10 @@ def changed(config: T, **changes: Any) -> T:
 
 def open_store(folder: Path) -> "Store":
     """The store in a folder that must be one: a mistyped path makes no new store."""
-    from oppu.errors import StoreError
-    from oppu.store import Store
-
     if not folder.is_dir():
         raise StoreError("there is no store", where=str(folder), fix="`oppu personalize` makes one")
+    from oppu.store import Store
+
     return Store(folder)
 
 

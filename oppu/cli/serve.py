@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from oppu.cli.options import BaseName, Profiles, StorePath, quiet_libraries
+from oppu.model.embedded import EMBEDDED
 
 
 def register(app: typer.Typer) -> None:
@@ -14,7 +15,7 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     store: StorePath,
-    base: BaseName = "smollm2-135m",
+    base: BaseName = EMBEDDED,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any that is free.")] = 8000,
     task: Annotated[

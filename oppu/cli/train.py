@@ -24,6 +24,7 @@ from oppu.cli.options import (
     quiet_libraries,
 )
 from oppu.cli.progress import meter
+from oppu.model.embedded import EMBEDDED
 
 
 def register(app: typer.Typer) -> None:
@@ -37,7 +38,7 @@ def adapt(
     data: DataPath,
     store: StorePath,
     name: Annotated[str | None, typer.Option("--name", help="Name of the new base. [default: TASK-SETTING]")] = None,
-    base: BaseName = "smollm2-135m",
+    base: BaseName = EMBEDDED,
     k: K = 0,
     retriever: RetrieverName = "bm25",
     profiles: Profiles = None,
@@ -48,7 +49,7 @@ def adapt(
     batch_size: BatchSize = None,
     rank: Rank = None,
     seed: Seed = 0,
-    tokens_per_pass: TokensPerPass = 1024,
+    tokens_per_pass: TokensPerPass = None,
 ) -> None:
     """Adapt a base model to a task on held-out users (section 2.2), merged, with a name and a record.
 
@@ -78,7 +79,7 @@ def adapt(
         )
         config = AdaptConfig(
             changed(train, lora=changed(train.lora, rank=rank, alpha=rank)),
-            Setting(k=k, retriever=retriever, profile=given is not None),
+            Setting(k=k, retriever=retriever, profile=given is not None, seed=seed),
             histories,
             pairs,
         )
@@ -90,7 +91,7 @@ def adapt(
             config,
             name=name,
             profiles=given,
-            machine=Machine(1, tokens_per_pass),
+            machine=changed(Machine(1), tokens_per_pass=tokens_per_pass),
             on_progress=lambda done, total, tokens: shown.show("adapting the base", done, total, tokens),
         )
     typer.echo(f"base {adapted.name}, fingerprint {adapted.fingerprint[:12]}, in {store}")
@@ -100,7 +101,7 @@ def personalize(
     task: TaskName,
     data: DataPath,
     store: StorePath,
-    base: BaseName = "smollm2-135m",
+    base: BaseName = EMBEDDED,
     k: K = 0,
     retriever: RetrieverName = "bm25",
     profiles: Profiles = None,
@@ -113,8 +114,8 @@ def personalize(
     batch_size: BatchSize = None,
     rank: Rank = None,
     seed: Seed = 0,
-    slots: Slots = 16,
-    tokens_per_pass: TokensPerPass = 1024,
+    slots: Slots = None,
+    tokens_per_pass: TokensPerPass = None,
 ) -> None:
     """Train a module for every user, many at once, and store each as it is finished (section 3).
 
@@ -151,7 +152,7 @@ def personalize(
         plan = Plan(
             found,
             changed(train, lora=changed(train.lora, rank=rank, alpha=rank)),
-            Setting(k=k, retriever=retriever, profile=given is not None),
+            Setting(k=k, retriever=retriever, profile=given is not None, seed=seed),
             newest,
         )
 
@@ -160,7 +161,15 @@ def personalize(
             tokens += news.tokens
             shown.show("training users", sum(counts.values()), len(chosen), tokens)
 
-        for result in run(opened, loaded, plan, chosen, given, Machine(slots, tokens_per_pass), progress):
+        for result in run(
+            opened,
+            loaded,
+            plan,
+            chosen,
+            given,
+            changed(Machine(), slots=slots, tokens_per_pass=tokens_per_pass),
+            progress,
+        ):
             counts[result.status] += 1
             shown.show("training users", sum(counts.values()), len(chosen), tokens)
             if result.status == "no history":

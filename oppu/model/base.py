@@ -76,6 +76,11 @@ def load_base(name: str = EMBEDDED, *, device: torch.device | None = None, dtype
     return make_base(record.get("name", name), model.to(place), tokenizer, folder if folder.is_dir() else None, record)
 
 
+def family_of(name: str) -> str:
+    """The family of a base by what `load_base` takes, without loading it."""
+    return str(_read_record(Path(name)).get("family", name))
+
+
 def make_base(
     name: str,
     model: PreTrainedModel,
