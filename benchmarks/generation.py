@@ -39,8 +39,8 @@ from oppu.records import User
 from oppu.tasks import Task, find_task
 from oppu.train import Job, Machine, train
 
-Answer = Callable[[int], list[str]]
-"""All texts, given a batch size."""
+Answer = Callable[[list[Question], int], list[str]]
+"""The texts for some questions, given a batch size."""
 
 
 def arguments() -> argparse.Namespace:
@@ -102,12 +102,12 @@ def train_modules(base: Base, task: Task, users: Sequence[User], args: argparse.
         write_module(trained.module, args.modules / trained.user_id)
 
 
-def oppu_side(base: Base, task: Task, questions: list[Question], modules: Sequence[Module]) -> Answer:
+def oppu_side(base: Base, task: Task, modules: Sequence[Module]) -> Answer:
     bank = Bank(base.model, LoraConfig.of(modules[0]), len(modules))
     for slot, module in enumerate(modules):
         bank.load(slot, module)
 
-    def answer(batch_size: int) -> list[str]:
+    def answer(questions: list[Question], batch_size: int) -> list[str]:
         with bank.attach():
             return generate(base, task, questions, batch_size=batch_size)
 
@@ -135,7 +135,7 @@ class EndsLine(StoppingCriteria):  # type: ignore[misc]
         return done
 
 
-def peer_side(base: Base, task: Task, questions: list[Question], modules: Sequence[Module]) -> Answer:
+def peer_side(base: Base, task: Task, modules: Sequence[Module]) -> Answer:
     from peft import LoraConfig as PeftLoraConfig
     from peft import get_peft_model, set_peft_model_state_dict
 
@@ -151,42 +151,44 @@ def peer_side(base: Base, task: Task, questions: list[Question], modules: Sequen
         set_peft_model_state_dict(model, dict(module.tensors), adapter_name=f"user-{slot}")
     model.eval()
 
-    prompts = encode(base.tokenizer, [q.example for q in questions], 2048 - task.max_answer_tokens, answers=False)
-    order = sorted(range(len(questions)), key=lambda i: len(prompts[i].tokens))
     line_end, end = EndsLine(base), base.tokenizer.eos_token_id
 
-    def write(batch: Sequence[int]) -> list[str]:
-        width = max(len(prompts[i].tokens) for i in batch)
-        ids = torch.full((len(batch), width), end)
+    def write(prompts: Sequence[tuple[int, ...]], slots: Sequence[int]) -> list[str]:
+        width = max(len(prompt) for prompt in prompts)
+        ids = torch.full((len(prompts), width), end)
         mask = torch.zeros_like(ids)
-        for line, i in enumerate(batch):
-            ids[line, width - len(prompts[i].tokens) :] = torch.tensor(prompts[i].tokens)
-            mask[line, width - len(prompts[i].tokens) :] = 1
+        for line, prompt in enumerate(prompts):
+            ids[line, width - len(prompt) :] = torch.tensor(prompt)
+            mask[line, width - len(prompt) :] = 1
         output = model.generate(
             input_ids=ids,
             attention_mask=mask,
-            adapter_names=[f"user-{questions[i].slot}" for i in batch],
+            adapter_names=[f"user-{slot}" for slot in slots],
             max_new_tokens=task.max_answer_tokens,
             do_sample=False,
             use_cache=True,
             eos_token_id=end,
             pad_token_id=end,
-            stopping_criteria=StoppingCriteriaList([line_end.start(len(batch))]),
+            stopping_criteria=StoppingCriteriaList([line_end.start(len(prompts))]),
         )
         return [text_of(base, tokens, "\n") for tokens in output[:, width:].tolist()]
 
-    def answer(batch_size: int) -> list[str]:
+    def answer(questions: list[Question], batch_size: int) -> list[str]:
+        room = 2048 - task.max_answer_tokens
+        prompts = [e.tokens for e in encode(base.tokenizer, [q.example for q in questions], room, answers=False)]
+        order = sorted(range(len(questions)), key=lambda i: len(prompts[i]))
         texts: dict[int, str] = {}
         with torch.inference_mode():
             for batch in (order[i : i + batch_size] for i in range(0, len(order), batch_size)):
-                texts |= dict(zip(batch, write(batch), strict=True))
+                written = write([prompts[i] for i in batch], [questions[i].slot for i in batch])
+                texts |= dict(zip(batch, written, strict=True))
         return [texts[i] for i in range(len(questions))]
 
     return answer
 
 
 def serve_side(args: argparse.Namespace) -> None:
-    """One side, in this process: for each batch size on a line of the input, a line with what came of it."""
+    """One side, in this process: an empty line when it is ready; a line of figures for each batch size it is sent."""
     task, data = the_task(args)
     users = the_users(task, data, args)
     base = load_base(args.base)
@@ -194,10 +196,13 @@ def serve_side(args: argparse.Namespace) -> None:
         train_modules(base, task, users, args)
         return
     modules = [read_module(args.modules / user.id) for user in users]
-    answer = (peer_side if args.side == "peer" else oppu_side)(base, task, the_questions(task, users, args), modules)
+    questions = the_questions(task, users, args)
+    answer = (peer_side if args.side == "peer" else oppu_side)(base, task, modules)
+    answer(questions[:8], 8)  # does not count
+    print(flush=True)
     for line in sys.stdin:
         start, start_cpu = time.perf_counter(), time.process_time()
-        texts = answer(int(line))
+        texts = answer(questions, int(line))
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         lengths = [len(ids) + 1 for ids in base.tokenizer(texts, add_special_tokens=False).input_ids]  # and the end
@@ -213,51 +218,51 @@ class Side:
         self.batch_sizes = [int(size) for size in batch_sizes.split(",")]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._runs: dict[int, list[dict[str, Any]]] = {size: [] for size in self.batch_sizes}
-
-    def run(self, batch_size: int) -> dict[str, Any]:
-        """Answer everything once."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        print(batch_size, file=self._process.stdin, flush=True)
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit("one side of the benchmark failed; what it printed above says why")
-        result: dict[str, Any] = json.loads(line)
-        return result
+        self._next_line()  # it is ready
 
     def measure(self) -> None:
         """One timed run with each batch size."""
+        assert self._process.stdin is not None
         for size in self.batch_sizes:
-            self._runs[size].append(self.run(size))
+            print(size, file=self._process.stdin, flush=True)
+            self._runs[size].append(json.loads(self._next_line()))
+
+    def _medians(self, key: str) -> dict[int, float]:
+        return {size: statistics.median(run[key] for run in runs) for size, runs in self._runs.items()}
+
+    def _next_line(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit("one side of the benchmark failed; what it printed above says why")
+        return line
 
     def close(self) -> dict[str, Any]:
-        """The figures of the best batch size, medians over its runs, and the seconds of all."""
+        """Medians over the runs: the figures of the fastest batch size, the least CPU time, and the times of all."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
-        seconds = {size: statistics.median(run["seconds"] for run in runs) for size, runs in self._runs.items()}
+        seconds, cpu_seconds = self._medians("seconds"), self._medians("cpu_seconds")
         best = min(seconds, key=seconds.__getitem__)
-        runs = self._runs[best]
-        last = runs[-1]
+        last = self._runs[best][-1]
         return {
             "batch_size": best,
             "seconds": seconds[best],
-            "cpu_seconds": statistics.median(run["cpu_seconds"] for run in runs),
+            "cpu_seconds": min(cpu_seconds.values()),
             "requests_per_s": len(last["texts"]) / seconds[best],
             "new_tokens_per_s": sum(last["lengths"]) / seconds[best],
             "peak_memory_mb": last["peak_memory_mb"],
             "seconds_by_batch_size": seconds,
+            "cpu_seconds_by_batch_size": cpu_seconds,
             "lengths": last["lengths"],
             "texts": last["texts"],
         }
 
 
 def measure(args: argparse.Namespace, modules: Path) -> dict[str, Any]:
-    """Both sides, in turn, after a run of each that does not count."""
+    """Both sides, in turn."""
     subprocess.run([sys.executable, __file__, *sys.argv[1:], "--modules", str(modules), "--side", "train"], check=True)
     sides = [Side("peer", args.peer_batch_sizes, modules), Side("oppu", args.batch_sizes, modules)]
-    for side in sides:
-        side.run(side.batch_sizes[-1])
     for _ in range(args.repeat):
         for side in sides:
             side.measure()
@@ -269,8 +274,8 @@ def measure(args: argparse.Namespace, modules: Path) -> dict[str, Any]:
         "task": the_task(args)[0].name,
         "users": args.users,
         "requests": len(lengths),
-        "mean_new_tokens": statistics.mean(lengths),
-        "max_new_tokens": max(lengths),
+        "mean_answer_tokens": statistics.mean(lengths),
+        "longest_answer_tokens": max(lengths),
         "threads": torch.get_num_threads(),
         "different_texts": [pair for pair in zip(*texts, strict=True) if pair[0] != pair[1]],
         "peer": peer,
@@ -283,14 +288,16 @@ def measure(args: argparse.Namespace, modules: Path) -> dict[str, Any]:
 def show(case: dict[str, Any]) -> None:
     print(
         f"{case['task']}: {case['requests']} requests of {case['users']} users, {case['threads']} threads; "
-        f"answers of {case['mean_new_tokens']:.1f} tokens on average, {case['max_new_tokens']} at most"
+        f"answers of {case['mean_answer_tokens']:.1f} tokens on average, {case['longest_answer_tokens']} at most"
     )
     for name, side in (("transformers + PEFT", case["peer"]), ("oppu", case["oppu"])):
         print(
             f"  {name:20} {side['requests_per_s']:7.2f} requests/s {side['new_tokens_per_s']:8.1f} tokens/s "
-            f"{side['peak_memory_mb']:7.0f} MB   seconds by batch size: "
-            + ", ".join(f"{size}: {seconds:.2f}" for size, seconds in side["seconds_by_batch_size"].items())
+            f"{side['peak_memory_mb']:7.0f} MB"
         )
+        for kind in ("seconds", "cpu_seconds"):
+            times = side[f"{kind}_by_batch_size"].items()
+            print(f"    {kind} by batch size: " + ", ".join(f"{size}: {time_s:.2f}" for size, time_s in times))
     different = case["different_texts"]
     print(f"  oppu is {case['ratio']:.2f} times as fast ({case['cpu_ratio']:.2f} by CPU time)", end="; ")
     print(f"{len(different)} of {case['requests']} texts differ")

@@ -1,11 +1,19 @@
 """Tiny models and toy examples for the tests: offline, on the CPU, in float32."""
 
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from oppu.model.base import Base, make_base
 from oppu.model.tokens import Encoded
+
+if TYPE_CHECKING:
+    from shell import World
 
 torch.set_num_threads(1)  # the models are too small to share
 
@@ -48,6 +56,20 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 def base() -> Base:
     """A tiny random base of its own for each test."""
     return make_base("tiny", tiny_model(), tiny_tokenizer())
+
+
+@pytest.fixture(scope="session")
+def made_world(tmp_path_factory: pytest.TempPathFactory) -> "World":
+    """A base, a task file, data and a store with modules for the command line; made once, and not to be changed."""
+    from shell import make_world
+
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture
+def world(made_world: "World", tmp_path: Path) -> "World":
+    """The world with a store of one's own."""
+    return replace(made_world, store=Path(shutil.copytree(made_world.store, tmp_path / "store")))
 
 
 def toy_examples(count: int, seed: int, shared: int = 12) -> tuple[Encoded, ...]:

@@ -1,6 +1,6 @@
 """Answers of many users in one batch are those of transformers + PEFT for each question alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -104,6 +104,24 @@ def test_a_mixed_batch_writes_what_each_user_gets_alone(base: Base, bank: Bank, 
     assert texts == [reference_text(bank, question, TEXT.max_answer_tokens) for question in QUESTIONS]
     assert sum(done) == len(QUESTIONS)
     assert len(set(texts)) > 3
+
+
+def test_prompts_join_together_once_a_quarter_of_the_batch_is_free(
+    base: Base, bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined: list[int] = []
+    admit = Decoder.admit
+
+    def counting(self: Decoder, prompts: Sequence[Prompt]) -> torch.Tensor:
+        joined.append(len(prompts))
+        return admit(self, prompts)
+
+    monkeypatch.setattr(Decoder, "admit", counting)
+    texts = generate(base, TEXT, QUESTIONS * 4, batch_size=8, stop=" ")  # answers of different lengths
+    assert texts == [reference_text(bank, question, TEXT.max_answer_tokens, " ") for question in QUESTIONS] * 4
+    assert joined[0] == 8
+    assert min(joined[1:-1]) >= 2
+    assert sum(joined) == len(QUESTIONS) * 4
 
 
 def test_a_stop_string_of_several_tokens_ends_an_answer(base: Base, bank: Bank) -> None:

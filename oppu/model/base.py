@@ -65,13 +65,19 @@ def load_base(name: str = EMBEDDED, *, device: torch.device | None = None, dtype
     source: str | Path = folder if folder.is_dir() else name
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=precision, attn_implementation=ATTENTION)
-    except (OSError, ValueError, KeyError) as error:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source, dtype=precision, attn_implementation=ATTENTION, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"cannot load the base model: {str(error).splitlines()[0]}",
+            f"cannot load the base model: {cause}",
             where=name,
             fix=f"use '{EMBEDDED}', a folder in transformers' format, or a model's name",
         ) from None
+    if info["missing_keys"]:  # transformers would fill them with random numbers
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise ModelError(f"its files lack weights of the model: {missing}", where=name, fix="restore its files")
     record = _read_record(folder)
     return make_base(record.get("name", name), model.to(place), tokenizer, folder if folder.is_dir() else None, record)
 
@@ -130,7 +136,12 @@ def _check_packable(model: PreTrainedModel, name: str) -> None:
 
 def _read_record(folder: Path) -> dict[str, Any]:
     file = folder / RECORD_FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    try:
+        return dict(json.loads(file.read_bytes())) if file.is_file() else {}
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(
+            "is no record of a base", where=str(file), fix="restore it, or adapt the base again"
+        ) from error
 
 
 def _folder_fingerprint(folder: Path) -> str:
