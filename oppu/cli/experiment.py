@@ -21,6 +21,7 @@ from oppu.cli.options import (
     TaskName,
     TokensPerPass,
     changed,
+    changed_training,
     quiet_libraries,
 )
 from oppu.cli.progress import meter
@@ -83,14 +84,16 @@ def experiment(
     if base_data is not None:
         dataset = Dataset(dataset.users, read_dataset(base_data, found).base_users)
     recipe = recipe_for(family_of(base), found)
-    personal = changed(recipe.personal, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, seed=seed)
+    personal = changed_training(
+        recipe.personal, rank=rank, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, seed=seed
+    )
     wanted = Experiment(
         task=found,
         methods=tuple(methods.split(",")),
         k=tuple(_number(text) for text in k.split(",")),
         base=base,
         adapt=changed(recipe.adapt, epochs=adapt_epochs, seed=seed) if adapt else None,
-        personal=changed(personal, lora=changed(personal.lora, rank=rank, alpha=rank)),
+        personal=personal,
         users=users,
         newest=newest,
         pairs=adapt_pairs,

@@ -12,6 +12,7 @@ from oppu.errors import StoreError
 
 if TYPE_CHECKING:
     from oppu.store import Store
+    from oppu.train import TrainConfig
 
 TaskName = Annotated[
     str, typer.Option("--task", help="A task's name (`oppu tasks`), its LaMP id, or a TOML file of one's own.")
@@ -55,6 +56,11 @@ T = TypeVar("T")
 def changed(config: T, **changes: Any) -> T:
     """The config with those fields that are not None."""
     return dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})  # type: ignore[type-var]
+
+
+def changed_training(config: "TrainConfig", *, rank: int | None, **changes: Any) -> "TrainConfig":
+    """The settings with what the options say; a rank brings its alpha, so that the update's scale stays 1."""
+    return changed(config, lora=changed(config.lora, rank=rank, alpha=rank), **changes)
 
 
 def open_store(folder: Path) -> "Store":

@@ -21,6 +21,7 @@ from oppu.cli.options import (
     TaskName,
     TokensPerPass,
     changed,
+    changed_training,
     quiet_libraries,
 )
 from oppu.cli.progress import meter
@@ -70,15 +71,16 @@ def adapt(
     given = read_profiles(profiles) if profiles is not None else None
     with quiet_libraries(), Store(store) as opened, meter() as shown:
         loaded = base_of(opened, base)
-        train = changed(
+        train = changed_training(
             recipe_for(loaded.family, found).adapt,
+            rank=rank,
             epochs=epochs,
             learning_rate=learning_rate,
             batch_size=batch_size,
             seed=seed,
         )
         config = AdaptConfig(
-            changed(train, lora=changed(train.lora, rank=rank, alpha=rank)),
+            train,
             Setting(k=k, retriever=retriever, profile=given is not None, seed=seed),
             histories,
             pairs,
@@ -142,8 +144,9 @@ def personalize(
     tokens = 0
     with quiet_libraries(), Store(store) as opened, meter() as shown:
         loaded = base_of(opened, base)
-        train = changed(
+        train = changed_training(
             recipe_for(loaded.family, found).personal,
+            rank=rank,
             epochs=epochs,
             learning_rate=learning_rate,
             batch_size=batch_size,
@@ -151,7 +154,7 @@ def personalize(
         )
         plan = Plan(
             found,
-            changed(train, lora=changed(train.lora, rank=rank, alpha=rank)),
+            train,
             Setting(k=k, retriever=retriever, profile=given is not None, seed=seed),
             newest,
         )
