@@ -2,11 +2,12 @@
 
 In each step every slot takes one optimizer step on its own user's next batch: own loss mean, clipping, learning rate,
 AdamW state and random streams. A finished user's slot is given to the next user at once. What is shared is the base's
-forward and backward alone, cut into passes of `tokens_per_pass` tokens.
+forward and backward alone, cut into passes that run side by side on the machine's cores.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +17,7 @@ from oppu.model.base import Base
 from oppu.model.forward import SlotRow, answer_log_probs, passes, rows_of
 from oppu.model.module import Module
 from oppu.model.tokens import Encoded
+from oppu.model.workers import Workers, workers_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class Machine:
     slots: int = 16
     """Users trained at a time."""
     tokens_per_pass: int = 1024
-    """Tokens in one forward and backward; memory grows with it."""
+    """Tokens under way at a time, over all cores, and the longest row of packed examples; memory grows with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,26 +100,26 @@ def train(
     Each job needs at least one example. The result does not depend on the neighbours, their number or order.
     """
     machine = machine or Machine()
-    bank = Bank(base.model, config.lora, machine.slots)
     waiting = iter(jobs)
     learners: list[_Learner] = []
     free = list(range(machine.slots))[::-1]
-    with bank.attach():
-        while True:
-            while free and (job := next(waiting, None)) is not None:
-                learners.append(_seat(bank, free.pop(), job, config))
-            if not learners:
-                return
-            bank.zero_grad()
-            batches = [(learner, next(learner.batches)) for learner in learners]
-            losses = _backward(base, batches, machine.tokens_per_pass, on_progress)
-            for learner in learners:
-                learner.losses.append(losses[learner.slot])
-                _update(bank, learner, config)
-            for learner in [one for one in learners if one.step == one.total_steps]:
-                yield Trained(learner.job.user_id, bank.module(learner.slot), tuple(learner.losses))
-                learners.remove(learner)
-                free.append(learner.slot)
+    with workers_for(base.device) as workers:
+        bank = Bank(base.model, config.lora, max(machine.slots, workers.count))
+        engine = _Engine(base, bank, workers, machine.tokens_per_pass, on_progress)
+        with bank.attach():
+            while True:
+                while free and (job := next(waiting, None)) is not None:
+                    learners.append(_seat(bank, free.pop(), job, config))
+                if not learners:
+                    return
+                losses = engine.backward({learner.slot: next(learner.batches) for learner in learners})
+                for learner in learners:
+                    learner.losses.append(losses[learner.slot])
+                    _update(bank, learner, config)
+                for learner in [one for one in learners if one.step == one.total_steps]:
+                    yield Trained(learner.job.user_id, bank.module(learner.slot), tuple(learner.losses))
+                    learners.remove(learner)
+                    free.append(learner.slot)
 
 
 def train_into_base(
@@ -163,30 +165,82 @@ def _seat(bank: Bank, slot: int, job: Job, config: TrainConfig) -> _Learner:
     return _Learner(slot, job, batches_of(job, config), steps, moments)
 
 
-def _backward(
-    base: Base,
-    batches: list[tuple[_Learner, list[Encoded]]],
-    tokens_per_pass: int,
-    on_progress: Callable[[Progress], None],
-) -> dict[int, float]:
-    """Gradients of each slot's mean loss over its batch's answer tokens; returns the losses by slot."""
-    rows = [row for learner, batch in batches for row in rows_of(learner.slot, batch, tokens_per_pass)]
-    counts: dict[int, int] = {}
-    for row in rows:
-        counts[row.slot] = counts.get(row.slot, 0) + row.answer_tokens
-    losses = dict.fromkeys(counts, 0.0)
-    for group in passes(rows, tokens_per_pass):
-        parts = answer_log_probs(base.model, group).split([row.answer_tokens for row in group])  # type: ignore[no-untyped-call]
-        means = [-part.sum() / counts[row.slot] for row, part in zip(group, parts, strict=True)]
-        torch.stack(means).sum().backward()  # type: ignore[no-untyped-call]
-        for row, mean in zip(group, means, strict=True):
-            losses[row.slot] += mean.item()
-        on_progress(_progress(group))
-    return losses
+@dataclass(frozen=True, slots=True)
+class _Engine:
+    """Forward and backward of one step of all slots, spread over the workers."""
+
+    base: Base
+    bank: Bank
+    workers: Workers
+    tokens: int
+    """Tokens under way at a time."""
+    on_progress: Callable[[Progress], None]
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def backward(self, batches: Mapping[int, list[Encoded]]) -> dict[int, float]:
+        """Gradients of each slot's mean loss over its batch's answer tokens; returns the losses by slot."""
+        self.bank.zero_grad()
+        counts = {slot: sum(e.answer_tokens for e in batch) for slot, batch in batches.items()}
+        copies = self._copies(batches)  # copy -> slot
+        owner = {slot: slot for slot in batches} | copies
+        rows: dict[int, list[SlotRow]] = {}
+        for slot, batch in batches.items():
+            places = [slot, *(copy for copy, of in copies.items() if of == slot)]
+            for place, part in zip(places, _parts(batch, len(places)), strict=False):
+                rows[place] = list(rows_of(place, part, self.tokens))
+        losses = dict.fromkeys(batches, 0.0)
+        for found in self.workers.map(lambda share: self._run(share, owner, counts), self._shares(rows)):
+            for slot, loss in found.items():
+                losses[slot] += loss
+        for copy, slot in copies.items():
+            self.bank.grads[slot] += self.bank.grads[copy]
+        return losses
+
+    def _copies(self, batches: Mapping[int, list[Encoded]]) -> dict[int, int]:
+        """Where fewer users than workers are left, spare slots take copies of their modules and share their batches."""
+        if self.bank.config.dropout:  # a random stream cannot be shared
+            return {}
+        spare = [slot for slot in range(self.bank.slots) if slot not in batches]
+        owners = [slot for slot in batches for _ in range(self.workers.count // len(batches) - 1)]
+        copies = dict(zip(spare, owners, strict=False))
+        for copy, slot in copies.items():
+            self.bank.values[copy] = self.bank.values[slot]
+        return copies
+
+    def _shares(self, rows: Mapping[int, list[SlotRow]]) -> list[list[SlotRow]]:
+        """Rows for each worker, about equally many tokens; a slot's rows stay together and in order."""
+        shares: list[list[SlotRow]] = [[] for _ in range(min(self.workers.count, len(rows)))]
+        sizes = [0] * len(shares)
+        for listed in sorted(rows.values(), key=lambda listed: -_tokens(listed)):
+            smallest = sizes.index(min(sizes))
+            shares[smallest] += listed
+            sizes[smallest] += _tokens(listed)
+        return shares
+
+    def _run(self, share: list[SlotRow], owner: Mapping[int, int], counts: Mapping[int, int]) -> dict[int, float]:
+        """One worker's passes."""
+        losses: dict[int, float] = {}
+        for group in passes(share, self.tokens // self.workers.count):
+            parts = answer_log_probs(self.base.model, group).split([row.answer_tokens for row in group])  # type: ignore[no-untyped-call]
+            means = [-part.sum() / counts[owner[row.slot]] for row, part in zip(group, parts, strict=True)]
+            torch.stack(means).sum().backward()  # type: ignore[no-untyped-call]
+            for row, mean in zip(group, means, strict=True):
+                losses[owner[row.slot]] = losses.get(owner[row.slot], 0.0) + mean.item()
+            with self._lock:
+                self.on_progress(Progress(_tokens(group), sum(len(row.examples) for row in group)))
+        return losses
 
 
-def _progress(group: list[SlotRow]) -> Progress:
-    return Progress(sum(len(row.row) for row in group), sum(len(row.examples) for row in group))
+def _tokens(rows: Sequence[SlotRow]) -> int:
+    return sum(len(row.row) for row in rows)
+
+
+def _parts(batch: Sequence[Encoded], count: int) -> Iterator[list[Encoded]]:
+    """A batch in at most `count` parts of about equally many examples, shared prefixes kept together."""
+    ordered = sorted(batch, key=lambda e: e.tokens)
+    size = math.ceil(len(ordered) / count)
+    for start in range(0, len(ordered), size):
+        yield ordered[start : start + size]
 
 
 @torch.no_grad()

@@ -93,6 +93,20 @@ def test_neighbours_their_number_and_their_order_change_nothing(base: Base) -> N
         assert difference(dict(company.module.tensors), dict(alone.module.tensors)) < 1e-4
 
 
+@pytest.mark.parametrize("users", [["medium"], ["medium", "long"], ["long", "one", "late", "medium", "short"]])
+def test_the_number_of_cores_changes_nothing(base: Base, users: list[str]) -> None:
+    found = {}
+    for cores in (1, 3):
+        before = torch.get_num_threads()
+        torch.set_num_threads(cores)
+        try:
+            found[cores] = train_all(base, users, slots=len(users), tokens_per_pass=300)["medium"]
+        finally:
+            torch.set_num_threads(before)
+    assert found[3].losses == pytest.approx(found[1].losses, rel=1e-5)
+    assert difference(dict(found[3].module.tensors), dict(found[1].module.tensors)) < 1e-4
+
+
 def test_every_user_is_finished_once_however_few_the_slots(base: Base) -> None:
     finished = [t.user_id for t in train(base, jobs(list(HISTORIES)), CONFIG, Machine(slots=2))]
     assert sorted(finished) == sorted(HISTORIES)
