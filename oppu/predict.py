@@ -1,6 +1,7 @@
 """Answers for questions of different users in one batch: labels by scoring them, text by greedy decoding."""
 
 import math
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -8,8 +9,9 @@ import torch
 
 from oppu.model.base import Base
 from oppu.model.decode import Decoder, Prompt
-from oppu.model.forward import answer_log_probs, passes, rows_of
+from oppu.model.forward import SlotRow, answer_log_probs, passes, rows_of
 from oppu.model.tokens import Encoded, answer_text, encode, encode_answers
+from oppu.model.workers import workers_for
 from oppu.records import Example
 from oppu.tasks import Task
 
@@ -42,7 +44,6 @@ def answer(
     return [task.labels[int(line.argmax())] for line in scores]
 
 
-@torch.inference_mode()
 def score_labels(
     base: Base,
     task: Task,
@@ -62,13 +63,21 @@ def score_labels(
     rows = [row for slot, listed in by_slot.items() for row in rows_of(slot, listed, tokens_per_pass)]
     found: dict[tuple[int, Encoded], float] = {}
     done = 0
-    for group in passes(rows, tokens_per_pass):
-        log_probs = iter(answer_log_probs(base.model, group).tolist())
-        for row in group:
-            for example in row.examples:
-                found[row.slot, example] = sum(next(log_probs) for _ in range(example.answer_tokens))
-        before, done = done, done + sum(len(row.examples) for row in group)
-        on_done(done // len(task.labels) - before // len(task.labels))
+    lock = threading.Lock()
+
+    def score(group: Sequence[SlotRow]) -> None:
+        nonlocal done
+        with torch.inference_mode():  # of this thread
+            log_probs = iter(answer_log_probs(base.model, group).tolist())
+        with lock:
+            for row in group:
+                for example in row.examples:
+                    found[row.slot, example] = sum(next(log_probs) for _ in range(example.answer_tokens))
+            before, done = done, done + sum(len(row.examples) for row in group)
+            on_done(done // len(task.labels) - before // len(task.labels))
+
+    with workers_for(base.device) as workers:
+        workers.map(score, list(passes(rows, tokens_per_pass // workers.count)))
     return torch.tensor([[found[q.slot, b] for b in labels] for q, labels in zip(questions, branches, strict=True)])
 
 

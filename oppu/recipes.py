@@ -42,6 +42,6 @@ def _paper(task: Task) -> Recipe:
 _OWN = {
     "smollm2-135m": Recipe(
         adapt=TrainConfig(epochs=2, learning_rate=5e-4, batch_size=16, lora=LoraConfig(rank=8, alpha=8)),
-        personal=TrainConfig(epochs=3, learning_rate=1e-3, batch_size=8, lora=LoraConfig(rank=8, alpha=8)),
+        personal=TrainConfig(epochs=3, learning_rate=3e-3, batch_size=8, lora=LoraConfig(rank=8, alpha=8)),
     ),
 }

@@ -13,6 +13,7 @@ from oppu.errors import ModelError
 from oppu.model import embedded
 from oppu.model.attention import ATTENTION
 from oppu.model.base import family_of, load_base, make_base, save_base
+from oppu.model.fingerprint import folder_fingerprint
 from oppu.model.forward import answer_log_probs, rows_of
 
 
@@ -138,3 +139,28 @@ def test_the_embedded_base_gives_the_same_numbers_packed() -> None:
         for i in range(e.answer_start, len(e.tokens))
     ]
     torch.testing.assert_close(answer_log_probs(base.model, [row]), torch.stack(expected), atol=1e-3, rtol=1e-3)
+
+
+def test_a_kept_fingerprint_saves_reading_the_files_and_ends_with_any_change(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPPU_CACHE", str(tmp_path / "cache"))
+    first = folder_fingerprint(folder)
+    with monkeypatch.context() as patched:
+        patched.setattr("oppu.model.fingerprint._of_files", lambda _: pytest.fail("the files were read again"))
+        assert folder_fingerprint(folder) == first
+    config = folder / "config.json"
+    config.write_text(config.read_text() + "\n")
+    assert folder_fingerprint(folder) != first
+
+
+def test_a_damaged_or_forbidden_cache_of_fingerprints_is_passed_over(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPPU_CACHE", str(tmp_path / "cache"))
+    first = folder_fingerprint(folder)
+    (kept,) = (tmp_path / "cache" / "fingerprints").iterdir()
+    kept.write_text('{"files": ')
+    assert folder_fingerprint(folder) == first
+    monkeypatch.setenv("OPPU_CACHE", str(folder / "config.json"))  # a file where a folder must be
+    assert folder_fingerprint(folder) == first

@@ -11,12 +11,9 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import peft
-import torch
-import transformers
 
 from oppu import __version__
 from oppu.adapt import AdaptConfig, adapt_into_store
@@ -247,8 +244,6 @@ def _config(experiment: Experiment, command: str) -> Mapping[str, Any]:
         "versions": {
             "oppu": __version__,
             "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "peft": peft.__version__,
+            **{package: version(package) for package in ("torch", "transformers", "peft")},
         },
     }

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -39,7 +38,7 @@ class LoraConfig:
     dropout: float = 0.0
     # differs from the paper: the published code drops 5 % of a module's inputs; 0 makes training exact and faster
     targets: tuple[str, ...] | None = None
-    """Endings of the names of linear layers; None: query and value projections, as PEFT has them for the model."""
+    """Endings of the names of linear layers; None: query and value projections."""
 
     @staticmethod
     def of(module: Module) -> "LoraConfig":
@@ -182,16 +181,17 @@ class Bank:
     def _step(self, target: _Target, layout: Layout, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """A decoding step: as many spans as tokens."""
         version = self.values._version
-        if not self._stacked.serves(layout.spans, version):
-            self._stacked = StepModules(tuple(sorted(slots_of(layout.spans))), version)
-        if not self._stacked.slots:
+        stacked = self._stacked
+        if not stacked.serves(layout.spans, version):
+            stacked = self._stacked = StepModules(tuple(sorted(slots_of(layout.spans))), version)
+        if not stacked.slots:
             return output
 
         def parts(slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return self._part(self.values, target, "a")[slots], self._part(self.values, target, "b")[slots]
 
         flat = x.reshape(-1, target.in_features).float()
-        delta = self._stacked.delta(target.name, flat, layout.spans, self.scale, parts)
+        delta = stacked.delta(target.name, flat, layout.spans, self.scale, parts)
         return output + delta.to(output.dtype).view(output.shape)
 
     def _drop(self, x: torch.Tensor, layout: Layout) -> torch.Tensor:
@@ -293,10 +293,7 @@ def user_seed(seed: int, user_id: str) -> int:
 
 
 def _find_targets(model: PreTrainedModel, config: LoraConfig) -> tuple[_Target, ...]:
-    endings = config.targets
-    if endings is None:
-        kind = str(model.config.model_type)
-        endings = tuple(TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(kind, ("q_proj", "v_proj")))
+    endings = config.targets if config.targets is not None else _query_and_value(model)
     targets: list[_Target] = []
     start = 0
     for name, layer in model.named_modules():
@@ -309,6 +306,18 @@ def _find_targets(model: PreTrainedModel, config: LoraConfig) -> tuple[_Target, 
         linear = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)})
         raise ConfigError(f"no linear layer is called {' or '.join(unknown)}", fix=f"use some of: {', '.join(linear)}")
     return tuple(targets)
+
+
+def _query_and_value(model: PreTrainedModel) -> tuple[str, ...]:
+    """The endings of the query and value projections; where they are called otherwise, what PEFT takes instead."""
+    usual = ("q_proj", "v_proj")
+    names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+    if names.issuperset(usual):
+        return usual
+    # imported late: it takes two seconds
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    return tuple(TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(str(model.config.model_type), usual))
 
 
 def _ends_with(name: str, ending: str) -> bool:

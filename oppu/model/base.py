@@ -1,6 +1,5 @@
 """A base model: loaded, frozen, fingerprinted; merged bases of one's own are folders with a record (`oppu.json`)."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from oppu.errors import ModelError
 from oppu.model.attention import ATTENTION
 from oppu.model.embedded import EMBEDDED, embedded_folder
+from oppu.model.fingerprint import folder_fingerprint, memory_fingerprint
 from oppu.model.forward import packed_logits
 from oppu.model.packing import pack
 
@@ -99,7 +99,7 @@ def make_base(
     if model.config._attn_implementation != ATTENTION:
         model.set_attn_implementation(ATTENTION)
     _check_packable(model, name)
-    fingerprint = _folder_fingerprint(folder) if folder else _memory_fingerprint(model)
+    fingerprint = folder_fingerprint(folder) if folder else memory_fingerprint(model)
     return Base(name, model, tokenizer, fingerprint, record or {})
 
 
@@ -142,22 +142,3 @@ def _read_record(folder: Path) -> dict[str, Any]:
         raise ModelError(
             "is no record of a base", where=str(file), fix="restore it, or adapt the base again"
         ) from error
-
-
-def _folder_fingerprint(folder: Path) -> str:
-    """Over the files that decide what the model computes; about a second per gigabyte."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if file.suffix == ".safetensors" or file.name in ("config.json", "tokenizer.json"):
-            digest.update(file.name.encode())
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
-
-
-def _memory_fingerprint(model: PreTrainedModel) -> str:
-    digest = hashlib.sha256(model.config.to_json_string().encode())
-    for name, weight in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
