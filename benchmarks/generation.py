@@ -28,8 +28,9 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from oppu.data import read_dataset
 from oppu.data.sample import sample_tasks
 from oppu.examples import Setting, query_examples, training_examples
-from oppu.model.bank import Bank, LoraConfig
+from oppu.model.bank import Bank
 from oppu.model.base import Base, load_base
+from oppu.model.kinds import LoraConfig
 from oppu.model.module import Module, read_module, write_module
 from oppu.model.tokens import encode
 from oppu.personalize import longest_histories

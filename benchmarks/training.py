@@ -125,7 +125,7 @@ def measure(side: str, case: Case) -> dict[str, Any]:
         losses = run_oppu(case, base, jobs)
     else:
         config = config_of(case)
-        bank = Bank(base.model, config.lora, 1)
+        bank = Bank(base.model, config.module, 1)
         starts = {}
         for job in jobs:
             bank.reset(0, user_seed(config.seed, job.user_id))
@@ -136,7 +136,7 @@ def measure(side: str, case: Case) -> dict[str, Any]:
         model = get_peft_model(
             AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa"),
             PeftConfig(
-                r=config.lora.rank, lora_alpha=int(config.lora.alpha), target_modules=list(shape["target_modules"])
+                r=config.module.rank, lora_alpha=int(config.module.alpha), target_modules=list(shape["target_modules"])
             ),
         )
         model.train()

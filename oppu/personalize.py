@@ -13,8 +13,9 @@ from typing import Literal
 from oppu import __version__
 from oppu.errors import ConfigError, ModelError, StoreError, UnknownUserError
 from oppu.examples import PLAIN, Setting, query_examples, training_examples
-from oppu.model.bank import Bank, LoraConfig
+from oppu.model.bank import Bank
 from oppu.model.base import Base, load_base
+from oppu.model.kinds import config_of, largest, virtual_tokens
 from oppu.model.module import Module
 from oppu.model.tokens import encode
 from oppu.predict import Question, answer
@@ -216,7 +217,7 @@ def answer_users(
             for place, user in enumerate(group)
             for example in query_examples(plan.task, user, plan.setting, (profiles or {}).get(user.id))
         ]
-        shape = next((LoraConfig.of(module) for module in modules if module is not None), plan.train.lora)
+        shape = largest([config_of(module) for module in modules if module is not None] or [plan.train.module])
         bank = Bank(base.model, shape, len(group))
         for place, module in enumerate(modules):
             if module is not None:
@@ -228,6 +229,7 @@ def answer_users(
                 questions,
                 max_tokens=limit,
                 tokens_per_pass=machine.tokens_per_pass,
+                virtual_tokens=virtual_tokens(shape),
                 on_done=on_done,
             )
         outputs = iter(found)

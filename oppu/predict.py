@@ -32,15 +32,26 @@ def answer(
     max_tokens: int = 2048,
     tokens_per_pass: int = 2048,
     batch_size: int = 16,
+    virtual_tokens: int = 0,
     on_done: Callable[[int], None] = lambda _: None,
 ) -> list[str]:
     """Answer each question in the task's way, in order. The bank with the modules must be attached.
 
+    `virtual_tokens`: of the modules, where they are soft prompts.
+
     `on_done(n)` is called as n more questions are answered.
     """
     if task.kind == "text":
-        return generate(base, task, questions, max_tokens=max_tokens, batch_size=batch_size, on_done=on_done)
-    scores = score_labels(base, task, questions, max_tokens, tokens_per_pass, on_done)
+        return generate(
+            base,
+            task,
+            questions,
+            max_tokens=max_tokens,
+            batch_size=batch_size,
+            virtual_tokens=virtual_tokens,
+            on_done=on_done,
+        )
+    scores = score_labels(base, task, questions, max_tokens, tokens_per_pass, virtual_tokens, on_done)
     return [task.labels[int(line.argmax())] for line in scores]
 
 
@@ -50,13 +61,14 @@ def score_labels(
     questions: Sequence[Question],
     max_tokens: int = 2048,
     tokens_per_pass: int = 2048,
+    virtual_tokens: int = 0,
     on_done: Callable[[int], None] = lambda _: None,
 ) -> torch.Tensor:
     """log p(label | prompt) of each allowed label with its end, [questions, labels].
 
     All labels of all questions of a user are branches of one packed row: a prompt is computed once.
     """
-    branches = _branches(base, task, questions, max_tokens)
+    branches = _branches(base, task, questions, max_tokens, virtual_tokens)
     by_slot: dict[int, list[Encoded]] = {}
     for question, labels in zip(questions, branches, strict=True):
         by_slot.setdefault(question.slot, []).extend(labels)
@@ -88,6 +100,7 @@ def generate(
     *,
     max_tokens: int = 2048,
     batch_size: int = 16,
+    virtual_tokens: int = 0,
     stop: str = "\n",
     on_done: Callable[[int], None] = lambda _: None,
 ) -> list[str]:
@@ -109,7 +122,7 @@ def generate(
         # a forward reads all weights, however few its tokens: prompts wait until some can go together
         if waiting and free >= min(len(waiting), math.ceil(batch_size / 4)):
             joining = [waiting.pop() for _ in range(min(len(waiting), free))]
-            write(joining, decoder.admit([Prompt(i, questions[i].slot, prompts[i].tokens) for i in joining]))
+            write(joining, decoder.admit([_prompt(i, questions[i].slot, prompts[i], virtual_tokens) for i in joining]))
         finished = [key for key in decoder.active if is_finished(base, written[key], stop, task.max_answer_tokens)]
         decoder.drop(finished)
         on_done(len(finished))
@@ -129,14 +142,22 @@ def text_of(base: Base, tokens: Sequence[int], stop: str) -> str:
     return text.strip().split(stop)[0].strip()
 
 
-def _branches(base: Base, task: Task, questions: Sequence[Question], max_tokens: int) -> list[list[Encoded]]:
+def _prompt(key: int, slot: int, prompt: Encoded, virtual_tokens: int) -> Prompt:
+    return Prompt(key, slot, prompt.after_virtual(virtual_tokens if slot >= 0 else 0).tokens)
+
+
+def _branches(
+    base: Base, task: Task, questions: Sequence[Question], max_tokens: int, virtual_tokens: int
+) -> list[list[Encoded]]:
     """For each question, the prompt continued by each label."""
     labels = {prefix: encode_answers(base.tokenizer, [prefix + label for label in task.labels]) for prefix in ("", " ")}
     room = max_tokens - max(len(tokens) for listed in labels.values() for tokens in listed)
     prompts = encode(base.tokenizer, [q.example for q in questions], room, answers=False)
     return [
         [
-            Encoded((*prompt.tokens, *label), len(prompt.tokens))
+            Encoded((*prompt.tokens, *label), len(prompt.tokens)).after_virtual(
+                virtual_tokens if question.slot >= 0 else 0
+            )
             for label in labels[answer_text(question.example.prompt, "")]
         ]
         for question, prompt in zip(questions, prompts, strict=True)

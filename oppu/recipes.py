@@ -6,7 +6,7 @@ by its family's name; where they come from stands in `docs/log.md`.
 
 from dataclasses import dataclass, replace
 
-from oppu.model.bank import LoraConfig
+from oppu.model.kinds import LoraConfig
 from oppu.tasks import Task
 from oppu.train import TrainConfig
 
@@ -33,7 +33,7 @@ def _paper(task: Task) -> Recipe:
         batch_size=numbers.batch_size,
         weight_decay=numbers.weight_decay,
         max_grad_norm=0.3,
-        lora=LoraConfig(rank=numbers.rank, alpha=8),
+        module=LoraConfig(rank=numbers.rank, alpha=8),
     )
     # the published code's settings for the base; the paper gives none
     return Recipe(replace(personal, epochs=3, learning_rate=1e-4, batch_size=16), personal)
@@ -41,7 +41,7 @@ def _paper(task: Task) -> Recipe:
 
 _OWN = {
     "smollm2-135m": Recipe(
-        adapt=TrainConfig(epochs=2, learning_rate=5e-4, batch_size=16, lora=LoraConfig(rank=8, alpha=8)),
-        personal=TrainConfig(epochs=3, learning_rate=3e-3, batch_size=8, lora=LoraConfig(rank=8, alpha=8)),
+        adapt=TrainConfig(epochs=2, learning_rate=5e-4, batch_size=16, module=LoraConfig(rank=8, alpha=8)),
+        personal=TrainConfig(epochs=3, learning_rate=3e-3, batch_size=8, module=LoraConfig(rank=8, alpha=8)),
     ),
 }

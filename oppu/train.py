@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from oppu.model.bank import Bank, LoraConfig, user_seed
+from oppu.model.bank import Bank, user_seed
 from oppu.model.base import Base
 from oppu.model.forward import SlotRow, answer_log_probs, passes, rows_of
+from oppu.model.kinds import LoraConfig, ModuleConfig, virtual_tokens
 from oppu.model.module import Module
 from oppu.model.tokens import Encoded
 from oppu.model.workers import Workers, workers_for
@@ -36,7 +37,8 @@ class TrainConfig:
     max_tokens: int = 2048
     """Length of a sequence; a longer prompt is cut."""
     seed: int = 0
-    lora: LoraConfig = field(default_factory=LoraConfig)
+    module: ModuleConfig = field(default_factory=LoraConfig)
+    """Kind and shape of the module; for LoRA, the largest rank that a user may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,8 @@ class Job:
 
     user_id: str
     examples: tuple[Encoded, ...]
+    module: ModuleConfig | None = None
+    """This user's own shape, where it is smaller than the config's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +108,7 @@ def train(
     learners: list[_Learner] = []
     free = list(range(machine.slots))[::-1]
     with workers_for(base.device) as workers:
-        bank = Bank(base.model, config.lora, max(machine.slots, workers.count))
+        bank = Bank(base.model, config.module, max(machine.slots, workers.count))
         engine = _Engine(base, bank, workers, machine.tokens_per_pass, on_progress)
         with bank.attach():
             while True:
@@ -135,7 +139,7 @@ def train_into_base(
     """
     machine = machine or Machine()
     (trained,) = train(base, [job], config, Machine(1, machine.tokens_per_pass), on_progress)
-    bank = Bank(base.model, config.lora, 1)
+    bank = Bank(base.model, config.module, 1)
     bank.load(0, trained.module)
     bank.merge(0)
     return trained.losses
@@ -159,7 +163,7 @@ def batches_of(job: Job, config: TrainConfig) -> Iterator[list[Encoded]]:
 def _seat(bank: Bank, slot: int, job: Job, config: TrainConfig) -> _Learner:
     if not job.examples:
         raise ValueError(f"user {job.user_id} has no examples")
-    bank.reset(slot, user_seed(config.seed, job.user_id))
+    bank.reset(slot, user_seed(config.seed, job.user_id), job.module)
     steps = config.epochs * math.ceil(len(job.examples) / config.batch_size)
     moments = (torch.zeros_like(bank.values[slot]), torch.zeros_like(bank.values[slot]))
     return _Learner(slot, job, batches_of(job, config), steps, moments)
@@ -184,7 +188,8 @@ class _Engine:
         copies = self._copies(batches)  # copy -> slot
         owner = {slot: slot for slot in batches} | copies
         rows: dict[int, list[SlotRow]] = {}
-        for slot, batch in batches.items():
+        for slot, examples in batches.items():
+            batch = [example.after_virtual(virtual_tokens(self.bank.config)) for example in examples]
             places = [slot, *(copy for copy, of in copies.items() if of == slot)]
             for place, part in zip(places, _parts(batch, len(places)), strict=False):
                 rows[place] = list(rows_of(place, part, self.tokens))
@@ -198,13 +203,13 @@ class _Engine:
 
     def _copies(self, batches: Mapping[int, list[Encoded]]) -> dict[int, int]:
         """Where fewer users than workers are left, spare slots take copies of their modules and share their batches."""
-        if self.bank.config.dropout:  # a random stream cannot be shared
+        if getattr(self.bank.config, "dropout", 0):  # a random stream cannot be shared
             return {}
         spare = [slot for slot in range(self.bank.slots) if slot not in batches]
         owners = [slot for slot in batches for _ in range(self.workers.count // len(batches) - 1)]
         copies = dict(zip(spare, owners, strict=False))
         for copy, slot in copies.items():
-            self.bank.values[copy] = self.bank.values[slot]
+            self.bank.copy(slot, copy)
         return copies
 
     def _shares(self, rows: Mapping[int, list[SlotRow]]) -> list[list[SlotRow]]:

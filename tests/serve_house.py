@@ -11,8 +11,9 @@ import uvicorn
 from openai import OpenAI
 
 from oppu.examples import PLAIN, Setting
-from oppu.model.bank import Bank, LoraConfig
+from oppu.model.bank import Bank
 from oppu.model.base import Base
+from oppu.model.kinds import LoraConfig
 from oppu.model.module import Module
 from oppu.records import HistoryItem
 from oppu.serve.app import create_app, listen

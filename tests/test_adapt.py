@@ -90,7 +90,7 @@ def test_the_merged_base_equals_the_base_with_the_module(store: Store, base: Bas
     adapted = adapt_into_store(store, base, COLOUR, USERS, CONFIG)
     examples = encode(plain.tokenizer, adaption_examples(COLOUR, USERS, CONFIG), 512)
     (trained,) = train(plain, [Job("base:colour", tuple(examples))], FAST, Machine(1))
-    bank = Bank(plain.model, FAST.lora, 1)
+    bank = Bank(plain.model, FAST.module, 1)
     bank.load(0, trained.module)
     with bank.attach():
         expected = log_probs(plain, 0)

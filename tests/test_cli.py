@@ -66,7 +66,7 @@ def test_histories_become_modules_and_modules_answers(world: World, tmp_path: Pa
     assert "ann" in listed
     shown = json.loads(done("modules", "show", "--store", world.store, "--user", "ann"))
     assert (shown["user_id"], shown["task"], shown["setting"], shown["version"]) == ("ann", "colour", "plain", 1)
-    assert shown["training"]["config"]["lora"]["rank"] == 2
+    assert shown["training"]["config"]["module"]["rank"] == 2
     answer = done("ask", "--store", world.store, "--user", "ann", "my car").strip()
     assert answer in COLOUR.labels
     out = tmp_path / "answers.json"

@@ -15,8 +15,9 @@ from conftest import tiny_model, tiny_tokenizer
 from shell import SMALL, World, done, nothing_lost, oppu, refused, rows
 from toys import COLOUR, colour_user, write_release
 
-from oppu.model.bank import Bank, LoraConfig
+from oppu.model.bank import Bank
 from oppu.model.base import make_base, save_base
+from oppu.model.kinds import LoraConfig
 from oppu.model.module import WEIGHTS, write_module
 from oppu.tasks import task_to_toml
 

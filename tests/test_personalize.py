@@ -15,9 +15,10 @@ from toys import COLOUR, FAST, MOTTO, REMARK, colour_user, colour_users, motto_u
 
 from oppu.errors import ModelError, StoreError, UnknownUserError
 from oppu.examples import Setting
-from oppu.model.bank import Bank, LoraConfig
+from oppu.model.bank import Bank
 from oppu.model.base import Base, load_base, make_base
 from oppu.model.forward import answer_log_probs, rows_of
+from oppu.model.kinds import LoraConfig
 from oppu.model.module import WEIGHTS, Module
 from oppu.personalize import (
     Personalized,
@@ -36,7 +37,7 @@ from oppu.train import Machine
 PLAN = Plan(COLOUR, FAST)
 SIZES = (5, 1, 3, 4)
 SHORT_FORM = COLOUR.history[0].model_copy(update={"prompt": "{text}:"})
-STRONG = replace(FAST, epochs=6, learning_rate=3e-2, lora=LoraConfig(2, 4, targets=("down_proj", "o_proj", "v_proj")))
+STRONG = replace(FAST, epochs=6, learning_rate=3e-2, module=LoraConfig(2, 4, targets=("down_proj", "o_proj", "v_proj")))
 """Enough to learn a habit."""
 
 
@@ -137,7 +138,7 @@ def test_a_changed_history_trains_its_user_alone_as_the_next_version(store: Stor
     "plan",
     [
         replace(PLAN, train=replace(FAST, learning_rate=2e-2)),
-        replace(PLAN, train=replace(FAST, lora=LoraConfig(rank=3, alpha=4))),
+        replace(PLAN, train=replace(FAST, module=LoraConfig(rank=3, alpha=4))),
         replace(PLAN, train=replace(FAST, seed=1)),
         replace(PLAN, setting=Setting(k=1)),
         replace(PLAN, newest=1),
@@ -298,7 +299,7 @@ def test_answers_with_modules_are_those_of_merged_weights(store: Store, base: Ba
     assert found == {user.id: [colour] * 3 for user, colour in zip(users, COLOUR.labels, strict=True)}
     for user in users:
         merged = load_base(str(folder))
-        bank = Bank(merged.model, STRONG.lora, 1)
+        bank = Bank(merged.model, STRONG.module, 1)
         bank.load(0, store.load_module(stored_module(store, user.id)))
         bank.merge(0)
         assert answer_users(merged, plan, [user], None) == {user.id: found[user.id]}
@@ -313,7 +314,7 @@ def test_texts_with_modules_are_those_of_merged_weights(store: Store, base: Base
     assert found["x"] != found["yyy"]
     for user in users:
         merged = load_base(str(folder))
-        bank = Bank(merged.model, STRONG.lora, 1)
+        bank = Bank(merged.model, STRONG.module, 1)
         bank.load(0, store.load_module(stored_module(store, user.id)))
         bank.merge(0)
         assert answer_users(merged, plan, [user], None) == {user.id: found[user.id]}
@@ -332,7 +333,7 @@ def test_users_with_and_without_modules_are_answered_together(store: Store, base
 
 def test_a_module_answers_in_its_own_rank_whatever_the_plan_says(store: Store, base: Base) -> None:
     user = only_one_colour("a", "blue")
-    plan = Plan(COLOUR, replace(STRONG, lora=replace(STRONG.lora, rank=3, alpha=6)))
+    plan = Plan(COLOUR, replace(STRONG, module=replace(STRONG.module, rank=3, alpha=6)))
     run(store, base, plan, [user])
     assert answer_users(base, PLAN, [user], store) == answer_users(base, plan, [user], store)
 

@@ -8,9 +8,10 @@ from conftest import tiny_model, tiny_tokenizer
 from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model, set_peft_model_state_dict
 
-from oppu.model.bank import Bank, LoraConfig
+from oppu.model.bank import Bank
 from oppu.model.base import Base
 from oppu.model.decode import Decoder, Prompt
+from oppu.model.kinds import LoraConfig
 from oppu.predict import Question, answer, generate, score_labels
 from oppu.records import Example
 from oppu.tasks import HistoryForm, Task

@@ -14,9 +14,10 @@ from openai import OpenAI
 from serve_house import HISTORY, MOOD, RAG, TITLE, put_user, random_module, running_server, wait_until
 
 from oppu.examples import HistoryIndex, query_example
-from oppu.model.bank import Bank, LoraConfig
+from oppu.model.bank import Bank
 from oppu.model.base import Base, make_base
 from oppu.model.decode import Decoder, Prompt
+from oppu.model.kinds import LoraConfig
 from oppu.predict import Question, generate, score_labels
 from oppu.records import Query
 from oppu.serve.engine import Engine, EngineConfig

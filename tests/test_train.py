@@ -9,12 +9,13 @@ from conftest import tiny_model, toy_examples
 from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model, set_peft_model_state_dict
 
-from oppu.model.bank import Bank, LoraConfig, user_seed
+from oppu.model.bank import Bank, user_seed
 from oppu.model.base import Base
+from oppu.model.kinds import LoraConfig
 from oppu.model.tokens import Encoded
 from oppu.train import Job, Machine, TrainConfig, Trained, batches_of, learning_rate_factor, train
 
-CONFIG = TrainConfig(epochs=3, batch_size=4, learning_rate=5e-3, lora=LoraConfig(rank=4, alpha=8))
+CONFIG = TrainConfig(epochs=3, batch_size=4, learning_rate=5e-3, module=LoraConfig(rank=4, alpha=8))
 HISTORIES = {"long": 23, "short": 3, "one": 1, "medium": 9, "late": 6}
 
 
@@ -29,11 +30,11 @@ def train_all(base: Base, names: list[str], **machine: int) -> dict[str, Trained
 
 def train_with_peft(base: Base, job: Job, config: TrainConfig) -> tuple[dict[str, torch.Tensor], list[float]]:
     """The reference: one user alone, padded batches, full logits, torch's AdamW, PEFT's LoRA."""
-    bank = Bank(base.model, config.lora, 1)
+    bank = Bank(base.model, config.module, 1)
     bank.reset(0, user_seed(config.seed, job.user_id))
     start = bank.module(0)
     lora = PeftLoraConfig(
-        r=config.lora.rank, lora_alpha=config.lora.alpha, lora_dropout=0.0, target_modules=["q_proj", "v_proj"]
+        r=config.module.rank, lora_alpha=config.module.alpha, lora_dropout=0.0, target_modules=["q_proj", "v_proj"]
     )
     model = get_peft_model(tiny_model(), lora)
     set_peft_model_state_dict(model, dict(start.tensors))
@@ -113,7 +114,7 @@ def test_every_user_is_finished_once_however_few_the_slots(base: Base) -> None:
 
 
 def test_dropout_is_the_users_own(base: Base) -> None:
-    config = TrainConfig(epochs=2, batch_size=4, lora=LoraConfig(rank=4, dropout=0.3))
+    config = TrainConfig(epochs=2, batch_size=4, module=LoraConfig(rank=4, dropout=0.3))
     alone = {t.user_id: t for t in train(base, jobs(["medium"]), config, Machine(1))}["medium"]
     company = {t.user_id: t for t in train(base, jobs(["long", "medium"]), config, Machine(2))}["medium"]
     exact = {t.user_id: t for t in train(base, jobs(["medium"]), CONFIG, Machine(1))}["medium"]

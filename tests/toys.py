@@ -7,8 +7,8 @@ from typing import Any
 
 from conftest import tiny_model, tiny_tokenizer
 
-from oppu.model.bank import LoraConfig
 from oppu.model.base import make_base, save_base
+from oppu.model.kinds import LoraConfig
 from oppu.records import HistoryItem, Query, User
 from oppu.tasks import HistoryForm, Task
 from oppu.train import TrainConfig
@@ -42,7 +42,7 @@ REMARK = Task(
     search_fields=("text",),
     max_answer_tokens=6,
 )
-FAST = TrainConfig(epochs=1, batch_size=2, learning_rate=1e-2, lora=LoraConfig(rank=2, alpha=4))
+FAST = TrainConfig(epochs=1, batch_size=2, learning_rate=1e-2, module=LoraConfig(rank=2, alpha=4))
 """Enough training to change every weight."""
 
 

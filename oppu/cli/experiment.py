@@ -13,13 +13,16 @@ from oppu.cli.options import (
     BatchSize,
     DataPath,
     Epochs,
+    KindName,
     LearningRate,
     Newest,
     Rank,
     Seed,
     Slots,
+    Targets,
     TaskName,
     TokensPerPass,
+    VirtualTokens,
     changed,
     changed_training,
     quiet_libraries,
@@ -59,7 +62,10 @@ def experiment(
     epochs: Epochs = None,
     learning_rate: LearningRate = None,
     batch_size: BatchSize = None,
+    kind: KindName = None,
     rank: Rank = None,
+    targets: Targets = None,
+    virtual_tokens: VirtualTokens = None,
     slots: Slots = None,
     tokens_per_pass: TokensPerPass = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew; remove what an earlier run left.")] = False,
@@ -85,7 +91,15 @@ def experiment(
         dataset = Dataset(dataset.users, read_dataset(base_data, found).base_users)
     recipe = recipe_for(family_of(base), found)
     personal = changed_training(
-        recipe.personal, rank=rank, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, seed=seed
+        recipe.personal,
+        kind=kind,
+        rank=rank,
+        targets=targets,
+        virtual_tokens=virtual_tokens,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        seed=seed,
     )
     wanted = Experiment(
         task=found,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from oppu.errors import StoreError
+from oppu.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
     from oppu.store import Store
@@ -48,6 +48,14 @@ BatchSize = Annotated[
     int | None, typer.Option("--batch-size", min=1, help="Examples per optimizer step. [default: the base's]")
 ]
 Rank = Annotated[int | None, typer.Option("--rank", min=1, help="Rank of the LoRA modules. [default: the base's]")]
+KindName = Annotated[str | None, typer.Option("--kind", help="Kind of module: lora, ia3 or prompt. [default: lora]")]
+Targets = Annotated[
+    str | None,
+    typer.Option("--targets", help="Endings of the names of the layers to adapt, separated by commas (lora, ia3)."),
+]
+VirtualTokens = Annotated[
+    int | None, typer.Option("--virtual-tokens", min=1, help="Length of the soft prompt (prompt). [default: 20]")
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random choice.")]
 
 T = TypeVar("T")
@@ -58,9 +66,29 @@ def changed(config: T, **changes: Any) -> T:
     return dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})  # type: ignore[type-var]
 
 
-def changed_training(config: "TrainConfig", *, rank: int | None, **changes: Any) -> "TrainConfig":
-    """The settings with what the options say; a rank brings its alpha, so that the update's scale stays 1."""
-    return changed(config, lora=changed(config.lora, rank=rank, alpha=rank), **changes)
+def changed_training(
+    config: "TrainConfig",
+    *,
+    kind: str | None = None,
+    rank: int | None = None,
+    targets: str | None = None,
+    virtual_tokens: int | None = None,
+    **changes: Any,
+) -> "TrainConfig":
+    """The settings with what the options say; a rank brings its alpha, so that the update's scale stays 1.
+
+    ConfigError for an option that the kind of module does not have.
+    """
+    from oppu.model.kinds import default_config
+
+    module = config.module if kind in (None, config.module.kind) else default_config(str(kind))
+    layers = tuple(targets.split(",")) if targets is not None else None
+    wanted = {"rank": rank, "alpha": rank, "targets": layers, "virtual_tokens": virtual_tokens}
+    given = {name: value for name, value in wanted.items() if value is not None}
+    for name in given:
+        if not hasattr(module, name):
+            raise ConfigError(f"a module of kind '{module.kind}' has no {name}", where="--" + name.replace("_", "-"))
+    return changed(config, module=changed(module, **given), **changes)
 
 
 def open_store(folder: Path) -> "Store":

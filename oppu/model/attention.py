@@ -40,6 +40,11 @@ class Layout(Protocol):
         """The longest sequence in it, in tokens."""
         ...
 
+    @property
+    def virtual(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+        """Where the flattened tokens stand for a soft prompt: their indices, slots, and places in it; None: nowhere."""
+        ...
+
 
 _LAYOUT: ContextVar[Layout | None] = ContextVar("oppu_layout", default=None)
 
@@ -78,6 +83,7 @@ class PackedLayout:
             start += len(row)
         self.spans = tuple(spans)
         self.longest = max(max(row.positions) for row in rows) + 1
+        self.virtual = _virtual(rows, slots, device)
         self._blocks = blocks
         self._on_keys = on_keys
 
@@ -88,6 +94,21 @@ class PackedLayout:
         if self._on_keys is not None:
             self._on_keys(layer, key[0], value[0])
         return torch.cat([_attend_block(query, key, value, scale, *block) for block in self._blocks], dim=2)
+
+
+def _virtual(
+    rows: Sequence[Row], slots: Sequence[int], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+    """See `Layout.virtual`: the n virtual tokens of a soft prompt have the ids -n .. -1."""
+    found, start = [], 0
+    for row, slot in zip(rows, slots, strict=True):
+        count = -min(0, *row.tokens, 0)
+        found += [(start + i, slot, token + count) for i, token in enumerate(row.tokens) if token < 0]
+        start += len(row)
+    if not found:
+        return None
+    index, owners, places = torch.tensor(found, device=device).unbind(1)
+    return index, owners, places
 
 
 def _attend_block(

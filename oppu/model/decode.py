@@ -144,6 +144,7 @@ class _StepLayout:
     ) -> None:
         self.spans = spans
         self.longest = max(lengths) + 1
+        self.virtual = None
         self.lengths = torch.tensor(lengths, device=device)
         self._cache = cache
         self._lines = torch.arange(len(lengths), device=device)

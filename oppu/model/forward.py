@@ -83,7 +83,8 @@ def packed_logits(
     with use_layout(PackedLayout(rows, slots, device, model.dtype, on_keys)):
         return layout_logits(
             model,
-            torch.tensor([[t for row in rows for t in row.tokens]], device=device),
+            # virtual tokens have no embedding of the model's own
+            torch.tensor([[max(t, 0) for row in rows for t in row.tokens]], device=device),
             torch.tensor([[p for row in rows for p in row.positions]], device=device),
             positions,
         )[0]

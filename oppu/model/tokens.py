@@ -27,6 +27,10 @@ class Encoded:
         """The tokens before the answer."""
         return self.tokens[: self.answer_start]
 
+    def after_virtual(self, count: int) -> "Encoded":
+        """The same behind `count` virtual tokens of a soft prompt, whose ids are -count .. -1."""
+        return Encoded((*range(-count, 0), *self.tokens), count + self.answer_start) if count else self
+
 
 def encode(
     tokenizer: PreTrainedTokenizerBase, examples: Iterable[Example], max_tokens: int, *, answers: bool = True

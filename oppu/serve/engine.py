@@ -228,7 +228,14 @@ class Engine:
         task = works[0].task
         questions = [Question(request.slot, work.example) for request, work in zip(taken, works, strict=True)]
         with self._failing(taken):
-            scores = score_labels(self._base, task, questions, works[0].max_tokens, self.config.tokens_per_pass)
+            scores = score_labels(
+                self._base,
+                task,
+                questions,
+                works[0].max_tokens,
+                self.config.tokens_per_pass,
+                self._slots.virtual_tokens,
+            )
             for request, best in zip(taken, scores.argmax(-1).tolist(), strict=True):
                 written = encode_answers(self._base.tokenizer, [task.labels[best]])[0]
                 request.on_event(Piece(task.labels[best]))
@@ -245,7 +252,7 @@ class Engine:
         if not new:
             return
         with self._failing(joining.values()):
-            prompts = [Prompt(ticket, w.request.slot, w.work.tokens) for ticket, w in new.items()]
+            prompts = [self._prompt(ticket, w.request.slot, w.work.tokens) for ticket, w in new.items()]
             logits = self._decoder.admit(prompts)
             self._writing |= new
             self.statistics.max_active = max(self.statistics.max_active, len(self._writing))
@@ -256,6 +263,11 @@ class Engine:
                 self._drop([ticket])
             else:
                 self._slots.give_back(request.slot)
+
+    def _prompt(self, ticket: int, slot: int, tokens: tuple[int, ...]) -> Prompt:
+        """The text behind the user's soft prompt, where the module is one."""
+        virtual = range(-self._slots.virtual_tokens, 0) if slot >= 0 else ()
+        return Prompt(ticket, slot, (*virtual, *tokens))
 
     def _step(self) -> None:
         """One more token for every active sequence."""

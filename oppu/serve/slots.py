@@ -4,8 +4,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from oppu.errors import ModelError
-from oppu.model.bank import Bank, LoraConfig
+from oppu.model.bank import Bank
 from oppu.model.base import Base
+from oppu.model.kinds import ModuleConfig, config_of, virtual_tokens
 from oppu.model.module import Module
 from oppu.store import ModuleRecord
 
@@ -42,6 +43,11 @@ class Slots:
         if slot >= 0:
             self._uses[slot] -= 1
 
+    @property
+    def virtual_tokens(self) -> int:
+        """How many virtual tokens stand before the text of a user whose module is in the bank."""
+        return virtual_tokens(self._bank.config) if self._bank is not None else 0
+
     def close(self) -> None:
         """Take the bank off the base."""
         if self._bank is not None:
@@ -56,12 +62,13 @@ class Slots:
         if self._read is None or self._read[0] != key:
             self._read = key, self._load(record)
         module = self._read[1]
-        if module.config.get("peft_type") != "LORA":
+        try:
+            shape = config_of(module)
+        except ModelError:
             self._read = None
-            raise ModelError("only LoRA modules can be served", where=f"the module of user {record.user_id}")
-        shape = LoraConfig.of(module)
-        if self._bank is None or shape != self._bank.config:
-            if any(self._uses.values()):  # modules of another rank must be done first: a bank has one rank
+            raise
+        if self._bank is None or not self._bank.config.holds(shape):
+            if any(self._uses.values()):  # modules of another kind, or of smaller rank, must be done first
                 return False
             self._change_bank(shape)
             free = 0
@@ -79,7 +86,7 @@ class Slots:
             return next(slot for slot in range(self._count) if slot not in taken)
         return next((slot for slot in self._slots.values() if not self._uses.get(slot)), None)
 
-    def _change_bank(self, shape: LoraConfig) -> None:
+    def _change_bank(self, shape: ModuleConfig) -> None:
         self.close()
         self._slots.clear()
         self._uses.clear()

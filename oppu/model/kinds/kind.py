@@ -1,0 +1,116 @@
+"""What a kind of module must say about itself; everything else about it is the bank's business.
+
+Glossary: U slots, P parameters of a module, T tokens.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from oppu.errors import ConfigError
+from oppu.model.attention import Layout
+
+PREFIX = "base_model.model."
+"""What PEFT puts before the name of a layer."""
+
+
+class Kind(Protocol):
+    """A kind of module, laid out for one base model."""
+
+    @property
+    def size(self) -> int:
+        """P: parameters of one user's module, at most."""
+        ...
+
+    def views(self, line: torch.Tensor, config: Any) -> dict[str, torch.Tensor]:
+        """A user's tensors by PEFT's names, as views of the user's line [P]."""
+        ...
+
+    def fresh(self, name: str, view: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """The tensor `name` of a new module, as large as `view`; leaves the base's output as it is, where it can."""
+        ...
+
+    def peft_config(self, config: Any) -> Mapping[str, Any]:
+        """What PEFT writes in adapter_config.json for a module of these settings."""
+        ...
+
+    def misfits(self, peft_config: Mapping[str, Any]) -> list[str]:
+        """Why a module with this adapter_config.json cannot be taken, setting by setting."""
+        ...
+
+    def hooks(self, lines: "Lines") -> list[RemovableHandle]:
+        """Plug the bank's modules into the model."""
+        ...
+
+    def merge(self, line: torch.Tensor, config: Any) -> None:
+        """Add a module into the base's own weights, for good; ConfigError where that cannot be done."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lines:
+    """What hooks see of the bank."""
+
+    values: torch.Tensor
+    """[U, P], float32."""
+    grads: torch.Tensor
+    """[U, P]; backward adds to it."""
+    anchor: torch.Tensor
+    """A parameter of no consequence: where it goes in, autograd comes by."""
+    configs: list[Any]
+    """The settings of the module in each slot."""
+    streams: dict[int, torch.Generator]
+    """Random streams for dropout, by slot."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A linear layer of the model that a kind adapts."""
+
+    name: str
+    in_features: int
+    out_features: int
+
+
+def find_targets(model: PreTrainedModel, endings: tuple[str, ...], *, strict: bool) -> list[Target]:
+    """The linear layers whose names end in one of `endings`, as PEFT matches target_modules.
+
+    ConfigError where there are none, or, if `strict`, none for one of the endings.
+    """
+    found = [
+        Target(name, *_features(layer))
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear | Conv1D) and any(ends_with(name, ending) for ending in endings)
+    ]
+    unknown = [ending for ending in endings if not any(ends_with(target.name, ending) for target in found)]
+    if unknown and (strict or not found):
+        linear = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)})
+        raise ConfigError(f"no linear layer is called {' or '.join(unknown)}", fix=f"use some of: {', '.join(linear)}")
+    return found
+
+
+def ends_with(name: str, ending: str) -> bool:
+    """Whether PEFT would take the layer `name` for the target module `ending`."""
+    return name == ending or name.endswith(f".{ending}")
+
+
+def layer_names(model: PreTrainedModel) -> set[str]:
+    """The last parts of all layers' names."""
+    return {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+
+
+def is_step(layout: Layout, x: torch.Tensor) -> bool:
+    """Whether x [..., I] is a decoding step: as many spans as tokens, and no gradients."""
+    return not torch.is_grad_enabled() and len(layout.spans) * x.shape[-1] == x.numel()
+
+
+def _features(layer: nn.Linear | Conv1D) -> tuple[int, int]:
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    return layer.weight.shape[0], layer.weight.shape[1]

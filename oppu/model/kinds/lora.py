@@ -1,0 +1,265 @@
+"""LoRA (arXiv 2106.09685): a low-rank update beside linear layers; the paper's main kind.
+
+    y[t] += scale * dropout(x[t]) @ a[slot(t)].T @ b[slot(t)].T        slot -1: the plain base
+
+Ranks may differ between users: a smaller module lies in the corner of a larger one's place, the rest is zero and stays
+zero. Glossary: U slots, T tokens, R rank, I/O in/out features.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from oppu.errors import ModelError
+from oppu.model.attention import Layout, current_layout
+from oppu.model.kinds.kind import PREFIX, Lines, Target, find_targets, is_step, layer_names
+from oppu.model.module import Module
+from oppu.model.steps import StepModules, slots_of
+
+_UNSUPPORTED = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
+"""What PEFT may have done to a LoRA module that the formula above does not know."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoraConfig:
+    """Shape of the users' modules; defaults as in the paper (Table 4, appendix A)."""
+
+    rank: int = 8
+    alpha: float = 8.0
+    """The update is scaled by alpha / rank."""
+    dropout: float = 0.0
+    # differs from the paper: the published code drops 5 % of a module's inputs; 0 makes training exact and faster
+    targets: tuple[str, ...] | None = None
+    """Endings of the names of linear layers; None: query and value projections."""
+    kind: str = field(default="lora", init=False)
+
+    @property
+    def scale(self) -> float:
+        """What the update is multiplied by."""
+        return self.alpha / self.rank
+
+    def lay_out(self, model: PreTrainedModel) -> "Lora":
+        """The kind for one model; ConfigError where the model has no such layers."""
+        return Lora(model, self)
+
+    def holds(self, other: object) -> bool:
+        """Whether a bank for these settings takes in modules of the `other` settings, too."""
+        return isinstance(other, LoraConfig) and other.rank <= self.rank and other.targets == self.targets
+
+    @staticmethod
+    def of(module: Module) -> "LoraConfig":
+        """The settings of a LoRA module; ModelError for another kind."""
+        config = module.config
+        if config.get("peft_type") != "LORA" or not isinstance(config.get("target_modules"), list):
+            kind = f"{config.get('peft_type')} on {config.get('target_modules')}"
+            raise ModelError(f"the module is {kind}", fix="use a LoRA module whose target_modules are a list of names")
+        return LoraConfig(int(config["r"]), float(config["lora_alpha"]), 0.0, tuple(sorted(config["target_modules"])))
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a layer's a [R, I] and b [O, R] lie in a user's line."""
+
+    target: Target
+    start: int
+    middle: int
+    end: int
+
+    def both(self, lines: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """a [..., R, I] and b [..., O, R] as views of lines [..., P]."""
+        a, b = lines[..., self.start : self.middle], lines[..., self.middle : self.end]
+        return a.view(*a.shape[:-1], rank, -1), b.view(*b.shape[:-1], -1, rank)
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """PEFT's names of a and b."""
+        return f"{PREFIX}{self.target.name}.lora_A.weight", f"{PREFIX}{self.target.name}.lora_B.weight"
+
+
+class Lora:
+    """LoRA for one model; see Kind."""
+
+    def __init__(self, model: PreTrainedModel, config: LoraConfig) -> None:
+        self._model = model
+        self._config = config
+        endings = config.targets if config.targets is not None else _query_and_value(model)
+        self.places: list[_Place] = []
+        start = 0
+        for target in find_targets(model, endings, strict=config.targets is not None):
+            middle = start + config.rank * target.in_features
+            end = middle + config.rank * target.out_features
+            self.places.append(_Place(target, start, middle, end))
+            start = end
+        self.size = start
+
+    def views(self, line: torch.Tensor, config: LoraConfig) -> dict[str, torch.Tensor]:
+        """See Kind."""
+        found: dict[str, torch.Tensor] = {}
+        for place in self.places:
+            a, b = place.both(line, self._config.rank)
+            found |= dict(zip(place.names, (a[: config.rank], b[:, : config.rank]), strict=True))
+        return found
+
+    def fresh(self, name: str, view: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """As PEFT begins: a uniform, b zero."""
+        if name.endswith("lora_B.weight"):
+            return torch.zeros(view.shape)
+        bound = 1 / math.sqrt(view.shape[1])  # kaiming_uniform with a = sqrt(5)
+        return (torch.rand(view.shape, generator=generator) * 2 - 1).mul_(bound)
+
+    def peft_config(self, config: LoraConfig) -> Mapping[str, Any]:
+        """See Kind."""
+        layers = [self._model.get_submodule(place.target.name) for place in self.places]
+        endings = self._config.targets or {place.target.name.rsplit(".", 1)[-1] for place in self.places}
+        return {
+            "peft_type": "LORA",
+            "r": config.rank,
+            "lora_alpha": config.alpha,
+            "task_type": "CAUSAL_LM",
+            "lora_dropout": config.dropout,
+            "target_modules": sorted(endings),
+            "bias": "none",
+            "fan_in_fan_out": isinstance(layers[0], Conv1D),
+            "inference_mode": True,
+        }
+
+    def misfits(self, peft_config: Mapping[str, Any]) -> list[str]:
+        """See Kind."""
+        if peft_config.get("peft_type") != "LORA":
+            return [f"peft_type is {peft_config.get('peft_type')}, not LORA"]
+        rank = peft_config.get("r")
+        fits = isinstance(rank, int) and 0 < rank <= self._config.rank
+        wrong = [] if fits else [f"r is {rank}, not between 1 and {self._config.rank}"]
+        unsupported = [key for key in _UNSUPPORTED if peft_config.get(key)]
+        return wrong + [f"{key} is {peft_config[key]}, which is not supported" for key in unsupported]
+
+    def hooks(self, lines: Lines) -> list[RemovableHandle]:
+        """See Kind."""
+        steps = _Steps(lines)
+        return [
+            self._model.get_submodule(place.target.name).register_forward_hook(self._hook(place, lines, steps))
+            for place in self.places
+        ]
+
+    def merge(self, line: torch.Tensor, config: LoraConfig) -> None:
+        """W += scale * b @ a (section 2.2)."""
+        for place in self.places:
+            layer = self._model.get_submodule(place.target.name)
+            a, b = place.both(line, self._config.rank)
+            delta = config.scale * b @ a
+            with torch.no_grad():
+                layer.weight += (delta.T if isinstance(layer, Conv1D) else delta).to(layer.weight)
+
+    def _hook(self, place: _Place, lines: Lines, steps: "_Steps") -> Callable[..., torch.Tensor]:
+        rank = self._config.rank
+        layer = _Layer(*place.both(lines.values, rank), *place.both(lines.grads, rank), lines.configs)
+
+        def add_delta(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+            layout = current_layout()
+            if layout is None:
+                return output
+            x = inputs[0]
+            if is_step(layout, x):
+                return steps.add(place.target, layer, layout, x, output)
+            flat = _drop(x, layout, lines.streams, self._config.dropout).reshape(-1, place.target.in_features).float()
+            delta: torch.Tensor = _SlotLora.apply(flat, lines.anchor, layer, layout.spans)  # type: ignore[no-untyped-call]
+            return output + delta.to(output.dtype).view(output.shape)
+
+        return add_delta
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """One adapted layer's values and gradients, views of the bank's: a [U, R, I], b [U, O, R]."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+    grad_a: torch.Tensor
+    grad_b: torch.Tensor
+    configs: list[LoraConfig]
+
+
+class _Steps:
+    """Decoding steps of a bank: the modules of the batch's slots, stacked, for as long as they serve."""
+
+    def __init__(self, lines: Lines) -> None:
+        self._lines = lines
+        self._stacked = StepModules((), -1)
+
+    def add(self, target: Target, layer: _Layer, layout: Layout, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        version = self._lines.values._version
+        stacked = self._stacked
+        if not stacked.serves(layout.spans, version):
+            slots = tuple(sorted(slots_of(layout.spans)))
+            scales = [layer.configs[slot].scale for slot in slots]
+            stacked = self._stacked = StepModules(slots, version, scales)
+        if not stacked.slots:
+            return output
+        flat = x.reshape(-1, target.in_features).float()
+        delta = stacked.delta(target.name, flat, layout.spans, lambda slots: (layer.a[slots], layer.b[slots]))
+        return output + delta.to(output.dtype).view(output.shape)
+
+
+class _SlotLora(torch.autograd.Function):
+    """scale * x @ a[slot].T @ b[slot].T for spans of tokens [T, I] -> [T, O]; see the file's formula.
+
+    Backward adds to the gradients of the slots in question alone; `anchor` only makes autograd come by.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, anchor: torch.Tensor, layer: _Layer, spans: tuple[tuple[int, int, int], ...]
+    ) -> torch.Tensor:
+        y = x.new_zeros(x.shape[0], layer.b.shape[1])
+        for slot, start, end in spans:
+            if slot >= 0:
+                low = (x[start:end] @ layer.a[slot].T).mul_(layer.configs[slot].scale)
+                torch.mm(low, layer.b[slot].T, out=y[start:end])
+        ctx.save_for_backward(x)
+        ctx.layer, ctx.spans = layer, spans
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        layer: _Layer = ctx.layer
+        grad_x = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
+        for slot, start, end in ctx.spans:
+            if slot >= 0:
+                xs, gs, scale = x[start:end], grad[start:end], layer.configs[slot].scale
+                through = (gs @ layer.b[slot]).mul_(scale)  # [T, R]
+                layer.grad_a[slot].addmm_(through.T, xs)
+                layer.grad_b[slot].addmm_(gs.T, (xs @ layer.a[slot].T).mul_(scale))
+                if grad_x is not None:
+                    torch.mm(through, layer.a[slot], out=grad_x[start:end])
+        return grad_x, None, None, None
+
+
+def _drop(x: torch.Tensor, layout: Layout, streams: Mapping[int, torch.Generator], p: float) -> torch.Tensor:
+    """Dropout with each user's own random stream, in training only (gradients on)."""
+    if p == 0 or not torch.is_grad_enabled():
+        return x
+    flat = x.reshape(-1, x.shape[-1])
+    kept = torch.ones_like(flat)
+    for slot, start, end in layout.spans:
+        if slot >= 0:
+            kept[start:end].bernoulli_(1 - p, generator=streams[slot])
+    return flat * kept / (1 - p)
+
+
+def _query_and_value(model: PreTrainedModel) -> tuple[str, ...]:
+    """The endings of the query and value projections; where they are called otherwise, what PEFT takes instead."""
+    usual = ("q_proj", "v_proj")
+    if layer_names(model).issuperset(usual):
+        return usual
+    # imported late: it takes two seconds
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    return tuple(TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(str(model.config.model_type), usual))

@@ -1,0 +1,227 @@
+"""Kinds of modules: each equals PEFT's own, packed in company, and modules of different ranks share a bank."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_model, tiny_tokenizer, toy_examples
+from peft import IA3Config, PeftModel, PromptTuningConfig, get_peft_model, set_peft_model_state_dict
+from peft import LoraConfig as PeftLoraConfig
+from test_predict import LABELS, QUESTIONS
+from test_train import difference, jobs, padded
+
+from oppu.errors import ConfigError, ModelError
+from oppu.model.bank import Bank, user_seed
+from oppu.model.base import Base, make_base
+from oppu.model.decode import Decoder, Prompt
+from oppu.model.forward import answer_log_probs, rows_of
+from oppu.model.kinds import (
+    Ia3Config,
+    LoraConfig,
+    ModuleConfig,
+    PromptConfig,
+    config_of,
+    default_config,
+    largest,
+    virtual_tokens,
+)
+from oppu.model.module import Module, read_module, write_module
+from oppu.predict import Question, generate, score_labels
+from oppu.train import Job, Machine, TrainConfig, batches_of, learning_rate_factor, train
+
+PEFT = {
+    "lora": PeftLoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"),
+    "ia3": IA3Config(task_type="CAUSAL_LM"),
+    "prompt": PromptTuningConfig(num_virtual_tokens=5, task_type="CAUSAL_LM"),
+}
+OURS: dict[str, ModuleConfig] = {
+    "lora": LoraConfig(rank=4, alpha=8, targets=("q_proj", "down_proj")),
+    "ia3": Ia3Config(),
+    "prompt": PromptConfig(5),
+}
+KIND = pytest.mark.parametrize("kind", OURS)
+CONFIG = TrainConfig(epochs=2, batch_size=4, learning_rate=3e-2)
+
+
+def train_with_peft(
+    kind: str, start: Module, job: Job, config: TrainConfig
+) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """One user alone: padded batches, torch's AdamW, PEFT's module, from the same start."""
+    model = get_peft_model(tiny_model(), PEFT[kind])
+    set_peft_model_state_dict(model, {name: tensor.clone() for name, tensor in start.tensors.items()})
+    model.train()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    total = config.epochs * math.ceil(len(job.examples) / config.batch_size)
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    losses = []
+    for step, batch in enumerate(batches_of(job, config)):
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * learning_rate_factor(step, total, config.warmup)
+        loss = model(**padded(batch)).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+        optimizer.step()
+        losses.append(loss.item())
+    names = {n.replace(".default", ""): p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    if kind == "prompt":
+        names = {"prompt_embeddings": next(iter(names.values()))}
+    return names, losses
+
+
+def filled(model: torch.nn.Module, config: ModuleConfig, slots: int = 3) -> Bank:
+    """Modules that change the output."""
+    bank = Bank(model, config, slots)
+    for slot in range(slots):
+        bank.reset(slot, seed=slot)
+    bank.values += 0.2 * torch.randn(bank.values.shape, generator=torch.Generator().manual_seed(7))
+    return bank
+
+
+@KIND
+def test_a_user_in_company_equals_the_user_alone_with_peft(base: Base, kind: str) -> None:
+    config = replace(CONFIG, module=OURS[kind])
+    company = ["long", "medium", "short"]
+    found = {t.user_id: t for t in train(base, jobs(company), config, Machine(slots=2, tokens_per_pass=300))}
+    for user in company:
+        bank = Bank(base.model, config.module, 1)
+        bank.reset(0, user_seed(config.seed, user))
+        tensors, losses = train_with_peft(kind, bank.module(0), jobs([user])[0], config)
+        assert found[user].losses == pytest.approx(losses, rel=1e-4)
+        assert difference(dict(found[user].module.tensors), tensors) < 1e-4
+        assert difference(dict(bank.module(0).tensors), tensors) > 1e-2  # it has learnt something
+
+
+@torch.no_grad()
+@KIND
+def test_peft_loads_a_module_and_gives_the_same_log_probabilities(base: Base, tmp_path: Path, kind: str) -> None:
+    bank = filled(base.model, OURS[kind])
+    write_module(bank.module(2), tmp_path)
+    model = PeftModel.from_pretrained(tiny_model(), str(tmp_path)).eval()
+    examples = toy_examples(6, seed=3)
+    skipped = virtual_tokens(OURS[kind])
+    expected = []
+    for e in examples:
+        logits = model(input_ids=torch.tensor([e.tokens])).logits[0].log_softmax(-1)[skipped:]
+        expected += [logits[i - 1, e.tokens[i]] for i in range(e.answer_start, len(e.tokens))]
+    rows = list(rows_of(2, [e.after_virtual(skipped) for e in examples], 10_000))
+    with bank.attach():
+        torch.testing.assert_close(answer_log_probs(base.model, rows), torch.stack(expected), atol=1e-5, rtol=1e-5)
+
+
+@KIND
+def test_a_module_goes_to_disk_and_into_another_slot_unchanged(base: Base, tmp_path: Path, kind: str) -> None:
+    bank = filled(base.model, OURS[kind])
+    write_module(bank.module(0), tmp_path)
+    module = read_module(tmp_path)
+    bank.load(1, module)
+    assert torch.equal(bank.values[1], bank.values[0])
+    again = Bank(base.model, config_of(module), 1)
+    again.load(0, module)
+    assert difference(dict(again.module(0).tensors), dict(module.tensors)) == 0
+
+
+@torch.no_grad()
+@KIND
+def test_a_mixed_batch_answers_as_each_user_alone_with_peft(base: Base, tmp_path: Path, kind: str) -> None:
+    bank = filled(base.model, OURS[kind])
+    virtual = virtual_tokens(OURS[kind])
+    questions = [Question(i % 4 - 1, q.example) for i, q in enumerate(QUESTIONS)]
+    with bank.attach():
+        scores = score_labels(base, LABELS, questions, virtual_tokens=virtual)
+        texts = generate(base, LABELS, questions, batch_size=3, virtual_tokens=virtual)
+    for slot in range(3):
+        write_module(bank.module(slot), tmp_path / str(slot))
+    for slot in range(-1, 3):
+        mine = [i for i, q in enumerate(questions) if q.slot == slot]
+        if not mine:
+            continue
+        alone = base
+        if slot >= 0:
+            model = PeftModel.from_pretrained(tiny_model(), str(tmp_path / str(slot)))
+            if kind != "prompt":
+                alone = make_base("merged", model.merge_and_unload(), tiny_tokenizer())
+                plain = [Question(-1, questions[i].example) for i in mine]
+                torch.testing.assert_close(score_labels(alone, LABELS, plain), scores[mine], atol=1e-4, rtol=1e-4)
+                assert generate(alone, LABELS, plain) == [texts[i] for i in mine]
+            else:
+                ids = base.tokenizer(questions[mine[0]].example.prompt, return_tensors="pt").input_ids
+                logits = model.eval()(input_ids=ids).logits[0, -1]
+                with bank.attach():
+                    prompt = [*range(-virtual, 0), *ids[0].tolist()]
+                    found = Decoder(base.model).admit([Prompt(0, slot, tuple(prompt))])[0]
+                torch.testing.assert_close(found, logits, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["lora", "ia3"])
+def test_a_fresh_module_changes_nothing_and_a_merged_one_equals_the_bank(kind: str) -> None:
+    base = make_base("tiny", tiny_model(), tiny_tokenizer())
+
+    def log_probs(slot: int) -> torch.Tensor:
+        return answer_log_probs(base.model, list(rows_of(slot, toy_examples(6, seed=3), 10_000)))
+
+    fresh, bank, before = Bank(base.model, OURS[kind], 1), filled(base.model, OURS[kind]), log_probs(-1)
+    fresh.reset(0, seed=1)
+    with fresh.attach():
+        assert torch.equal(log_probs(0), before)
+    with bank.attach():
+        unmerged = log_probs(1)
+    bank.merge(1)
+    torch.testing.assert_close(log_probs(-1), unmerged, atol=1e-4, rtol=1e-4)
+    assert (unmerged - before).abs().max() > 0.01
+
+
+def test_a_soft_prompt_cannot_be_merged(base: Base) -> None:
+    with pytest.raises(ConfigError, match="cannot be merged"):
+        filled(base.model, PromptConfig(5)).merge(0)
+
+
+def test_users_of_different_ranks_share_a_bank_and_train_as_if_alone(base: Base) -> None:
+    names, shapes = ["long", "medium", "short"], [LoraConfig(8, 8), LoraConfig(2, 8), LoraConfig(4, 2)]
+    config = replace(CONFIG, module=shapes[0])
+    mixed = [replace(job, module=shape) for job, shape in zip(jobs(names), shapes, strict=True)]
+    company = {t.user_id: t for t in train(base, mixed, config, Machine(slots=3))}
+    for job, shape in zip(jobs(names), shapes, strict=True):
+        (alone,) = train(base, [job], replace(config, module=shape), Machine(slots=1))
+        assert company[job.user_id].losses == pytest.approx(alone.losses, rel=1e-5)
+        assert company[job.user_id].module.config == alone.module.config
+        assert difference(dict(company[job.user_id].module.tensors), dict(alone.module.tensors)) < 1e-4
+
+
+@torch.no_grad()
+def test_modules_of_different_ranks_and_alphas_answer_together(base: Base) -> None:
+    shapes = [LoraConfig(2, 8, targets=("q_proj", "v_proj")), LoraConfig(4, 2, targets=("q_proj", "v_proj"))]
+    modules = [filled(base.model, shape, 1).module(0) for shape in shapes]
+    together = Bank(base.model, largest([config_of(m) for m in modules]), 2)
+    for slot, module in enumerate(modules):
+        together.load(slot, module)
+        assert difference(dict(together.module(slot).tensors), dict(module.tensors)) == 0
+    questions = [Question(i % 2, q.example) for i, q in enumerate(QUESTIONS)]
+    with together.attach():
+        scores, texts = score_labels(base, LABELS, questions), generate(base, LABELS, questions)
+    for slot, (shape, module) in enumerate(zip(shapes, modules, strict=True)):
+        bank = Bank(base.model, shape, 1)
+        bank.load(0, module)
+        mine = [i for i, q in enumerate(questions) if q.slot == slot]
+        plain = [Question(0, questions[i].example) for i in mine]
+        with bank.attach():
+            torch.testing.assert_close(score_labels(base, LABELS, plain), scores[mine], atol=1e-5, rtol=1e-5)
+            assert generate(base, LABELS, plain) == [texts[i] for i in mine]
+
+
+def test_different_kinds_and_layers_have_no_bank_in_common() -> None:
+    with pytest.raises(ModelError, match="different kinds"):
+        largest([LoraConfig(), PromptConfig()])
+    with pytest.raises(ModelError, match="different kinds"):
+        largest([LoraConfig(targets=("q_proj",)), LoraConfig(targets=("v_proj",))])
+
+
+def test_an_unknown_kind_is_refused_with_those_there_are(base: Base) -> None:
+    with pytest.raises(ConfigError, match="unknown kind of module 'dora'; use one of: lora, ia3, prompt"):
+        default_config("dora")
+    module = filled(base.model, LoraConfig(), 1).module(0)
+    with pytest.raises(ModelError, match="the module is LOHA; use one of: LORA, IA3, PROMPT_TUNING"):
+        config_of(Module(module.tensors, {**module.config, "peft_type": "LOHA"}))
