@@ -98,6 +98,28 @@ def test_an_export_is_loaded_by_peft_and_imported_elsewhere_with_the_same_answer
     assert len(answers) == 1
 
 
+@pytest.mark.parametrize(("kind", "options"), [("ia3", ()), ("prompt", ("--virtual-tokens", "3"))])
+def test_other_kinds_are_trained_asked_and_loaded_by_peft(
+    world: World, tmp_path: Path, kind: str, options: tuple[str, ...]
+) -> None:
+    small = ("--epochs", "1", "--batch-size", "4")
+    place = ("--task", world.task, "--data", world.data, "--store", world.store, "--base", world.base)
+    assert done("personalize", *place, *small, "--kind", kind, *options) == f"2 trained; modules in {world.store}\n"
+    assert done("ask", "--store", world.store, "--user", "ann", "my car").strip() in COLOUR.labels
+    done("modules", "export", "--store", world.store, "--user", "ann", "--out", tmp_path / "ann")
+    loaded = PeftModel.from_pretrained(tiny_model(), str(tmp_path / "ann")).peft_config["default"]
+    assert loaded.peft_type == {"ia3": "IA3", "prompt": "PROMPT_TUNING"}[kind]
+    if kind == "prompt":
+        assert loaded.num_virtual_tokens == 3
+
+
+def test_an_option_of_another_kind_is_refused(world: World) -> None:
+    place = ("--task", world.task, "--data", world.data, "--store", world.store, "--base", world.base)
+    said = refused("personalize", *place, "--virtual-tokens", "3")
+    assert said.startswith("--virtual-tokens: a module of kind 'lora' has no virtual_tokens")
+    assert "use one of: lora, ia3, prompt" in refused("personalize", *place, "--kind", "dora")
+
+
 def test_deleting_a_user_says_what_went_and_leaves_the_others(world: World) -> None:
     said = done("modules", "delete", "--store", world.store, "--user", "ann", "--yes")
     assert said.startswith("deleted user ann: 1 modules (")

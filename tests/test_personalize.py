@@ -18,7 +18,7 @@ from oppu.examples import Setting
 from oppu.model.bank import Bank
 from oppu.model.base import Base, load_base, make_base
 from oppu.model.forward import answer_log_probs, rows_of
-from oppu.model.kinds import LoraConfig
+from oppu.model.kinds import Ia3Config, LoraConfig, ModuleConfig, PromptConfig
 from oppu.model.module import WEIGHTS, Module
 from oppu.personalize import (
     Personalized,
@@ -336,6 +336,19 @@ def test_a_module_answers_in_its_own_rank_whatever_the_plan_says(store: Store, b
     plan = Plan(COLOUR, replace(STRONG, module=replace(STRONG.module, rank=3, alpha=6)))
     run(store, base, plan, [user])
     assert answer_users(base, PLAN, [user], store) == answer_users(base, plan, [user], store)
+
+
+@pytest.mark.parametrize("module", [Ia3Config(), PromptConfig(4)], ids=["ia3", "prompt"])
+def test_every_kind_of_module_learns_and_answers(store: Store, base: Base, module: ModuleConfig) -> None:
+    users = [only_one_colour(name, colour) for name, colour in zip("abc", COLOUR.labels, strict=True)]
+    plan = Plan(COLOUR, replace(STRONG, module=module, learning_rate=0.1))
+    for result in run(store, base, plan, users).values():
+        assert result.record is not None
+        losses = result.record.training["losses"]
+        assert losses[-1] < losses[0]
+    together = answer_users(base, plan, users, store, machine=Machine(3))
+    assert together == {u.id: answer_users(base, plan, [u], store)[u.id] for u in users}
+    assert together != answer_users(base, plan, users, None)
 
 
 def test_a_damaged_module_is_not_answered_with(store: Store, base: Base) -> None:
