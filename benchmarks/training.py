@@ -1,16 +1,27 @@
 """Training one module per user: transformers + PEFT, one user after another, against oppu's bank.
 
-The peer is tuned fairly: padding to the batch's longest example, fused attention, no gradient checkpointing, and one
-model for all users whose adapter is set anew. Both sides start from the same weights and take the same batches of the
-same examples; the losses that they see are compared. Each side has its own process, so that peak memory is its own.
+Three sides, from the same weights, on the same batches of the same examples, each in a process of its own, so that peak
+memory is its own; the losses that they see are compared.
+
+- peer: transformers + PEFT tuned fairly: padding to the batch's longest example, fused attention, no gradient
+  checkpointing, and one model for all users whose adapter is set anew.
+- published: the same with what the paper's published code does: gradient checkpointing, padding to a multiple of 8.
+- oppu: all users at once.
+
+Distinct tokens are those of a user's batch with shared beginnings counted once; a LoRA step needs four floating point
+operations for each of them and each parameter that is no embedding. The machine's rate is that of the base's own matrix
+products, forward and backward, in the best of two ways to use the cores, measured in oppu's process.
 
     python benchmarks/training.py --tasks movie_tagging --json training.json
+    python benchmarks/training.py --tasks all --k 0,1 --newest 1,10,100,500 --published
 """
 
 import argparse
+import itertools
 import json
 import math
 import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -21,6 +32,7 @@ from typing import Any
 import torch
 from peft import LoraConfig as PeftConfig
 from peft import PeftModel, get_peft_model, set_peft_model_state_dict
+from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
@@ -29,10 +41,12 @@ from oppu.examples import Setting, training_examples
 from oppu.model.bank import Bank, user_seed
 from oppu.model.base import Base, load_base
 from oppu.model.embedded import EMBEDDED, embedded_folder
+from oppu.model.packing import pack
 from oppu.model.tokens import Encoded, encode
+from oppu.model.workers import workers_for
 from oppu.personalize import longest_histories
 from oppu.recipes import recipe_for
-from oppu.tasks import find_task
+from oppu.tasks import LAMP_TASKS, find_task
 from oppu.train import Job, Machine, TrainConfig, batches_of, learning_rate_factor, train
 
 
@@ -77,7 +91,9 @@ def run_oppu(case: Case, base: Base, jobs: list[Job]) -> dict[str, list[float]]:
     return {done.user_id: list(done.losses) for done in train(base, jobs, config_of(case), machine)}
 
 
-def run_peer(case: Case, jobs: list[Job], model: PeftModel, starts: dict[str, Any]) -> dict[str, list[float]]:
+def run_peer(
+    case: Case, jobs: list[Job], model: PeftModel, starts: dict[str, Any], multiple: int
+) -> dict[str, list[float]]:
     """One user after another with transformers, PEFT and torch's AdamW."""
     config = config_of(case)
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -90,7 +106,7 @@ def run_peer(case: Case, jobs: list[Job], model: PeftModel, starts: dict[str, An
         for step, batch in enumerate(batches_of(job, config)):
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * learning_rate_factor(step, total, config.warmup)
-            loss = model(**padded(batch)).loss
+            loss = model(**padded(batch, multiple)).loss
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
@@ -99,9 +115,9 @@ def run_peer(case: Case, jobs: list[Job], model: PeftModel, starts: dict[str, An
     return losses
 
 
-def padded(batch: list[Encoded]) -> dict[str, torch.Tensor]:
-    """A batch as a data collator makes it: padded on the right to its longest example."""
-    width = max(len(e.tokens) for e in batch)
+def padded(batch: list[Encoded], multiple: int = 1) -> dict[str, torch.Tensor]:
+    """A batch as a data collator makes it: padded on the right to its longest example, or to the next `multiple`."""
+    width = math.ceil(max(len(e.tokens) for e in batch) / multiple) * multiple
     ids = torch.zeros(len(batch), width, dtype=torch.long)
     mask = torch.zeros(len(batch), width, dtype=torch.long)
     labels = torch.full((len(batch), width), -100)
@@ -112,6 +128,40 @@ def padded(batch: list[Encoded]) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
+def distinct_tokens(jobs: list[Job], config: TrainConfig) -> int:
+    """Tokens of all batches, shared beginnings counted once in each."""
+    batches = [batch for job in jobs for batch in batches_of(job, config)]
+    return sum(len(pack([e.tokens[:-1] for e in batch])) for batch in batches)
+
+
+def matrix_rate(base: Base, tokens: int, seconds: float = 2.0) -> float:
+    """GFLOP/s of the base's own linear layers on [tokens, in], forward and backward.
+
+    The best of two ways: each product spread over all cores, or a product on each core.
+    """
+    weights = [m.weight for name, m in base.model.named_modules() if isinstance(m, nn.Linear) and "lm_head" not in name]
+    rates = []
+
+    @torch.inference_mode()
+    def multiply(rows: int) -> float:
+        inputs = {w.shape[1]: torch.randn(rows, w.shape[1]) for w in weights}
+        outputs = {w.shape[0]: torch.randn(rows, w.shape[0]) for w in weights}
+        done, started = 0.0, time.perf_counter()
+        while time.perf_counter() - started < seconds:
+            for weight in weights:
+                inputs[weight.shape[1]] @ weight.T
+                outputs[weight.shape[0]] @ weight
+                done += 4 * rows * weight.numel()
+        return done / (time.perf_counter() - started) / 1e9
+
+    multiply(tokens)
+    rates.append(multiply(tokens))
+    with workers_for(base.device) as workers:
+        share = tokens // workers.count
+        rates.append(sum(workers.map(multiply, [share] * workers.count)))
+    return max(rates)
+
+
 def measure(side: str, case: Case) -> dict[str, Any]:
     """One side's figures, in this process."""
     logging.disable_progress_bar()
@@ -119,10 +169,15 @@ def measure(side: str, case: Case) -> dict[str, Any]:
     jobs = jobs_of(case, base)
     examples = case.epochs * sum(len(job.examples) for job in jobs)
     tokens = case.epochs * sum(len(e.tokens) for job in jobs for e in job.examples)
+    distinct = distinct_tokens(jobs, config_of(case))
+    parameters = sum(p.numel() for name, p in base.model.named_parameters() if "embed" not in name)
+    more: dict[str, float] = {}
     if side == "oppu":
         run_oppu(replace(case, epochs=1), base, [Job("warm-up", jobs[0].examples[: case.batch_size])])
         started = time.perf_counter()
         losses = run_oppu(case, base, jobs)
+        seconds, memory = time.perf_counter() - started, peak_memory_mib()
+        more["machine_gflops"] = matrix_rate(base, case.tokens_per_pass)
     else:
         config = config_of(case)
         bank = Bank(base.model, config.module, 1)
@@ -140,18 +195,30 @@ def measure(side: str, case: Case) -> dict[str, Any]:
             ),
         )
         model.train()
+        if side == "published":
+            model.gradient_checkpointing_enable()
+            model.enable_input_require_grads()
+        multiple = 8 if side == "published" else 1
         warm_up = Job(jobs[0].user_id, jobs[0].examples[: case.batch_size])
-        run_peer(replace(case, epochs=1), [warm_up], model, starts)
+        run_peer(replace(case, epochs=1), [warm_up], model, starts, multiple)
         started = time.perf_counter()
-        losses = run_peer(case, jobs, model, starts)
-    seconds = time.perf_counter() - started
+        losses = run_peer(case, jobs, model, starts, multiple)
+        seconds, memory = time.perf_counter() - started, peak_memory_mib()
     return {
         "seconds": seconds,
         "examples_per_s": examples / seconds,
         "tokens_per_s": tokens / seconds,
-        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "distinct_tokens_per_s": distinct / seconds,
+        "gflops": 4 * parameters * distinct / seconds / 1e9,
+        "peak_memory_mib": memory,
         "losses": losses,
+        **more,
     }
+
+
+def peak_memory_mib() -> float:
+    """The most memory that this process has held so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def in_own_process(side: str, case: Case) -> dict[str, Any]:
@@ -161,48 +228,65 @@ def in_own_process(side: str, case: Case) -> dict[str, Any]:
     return dict(json.loads(output.splitlines()[-1]))
 
 
-def compare(case: Case) -> dict[str, Any]:
-    """Both sides of a case, their ratio, and the largest relative difference of a loss."""
-    peer, ours = in_own_process("peer", case), in_own_process("oppu", case)
-    left, right = peer.pop("losses"), ours.pop("losses")
+def compare(case: Case, published: bool) -> dict[str, Any]:
+    """All sides of a case, oppu's ratio to the others, and the largest relative difference of a loss."""
+    sides = {side: in_own_process(side, case) for side in ("peer", *(["published"] if published else []), "oppu")}
+    losses = {side: figures.pop("losses") for side, figures in sides.items()}
+    left, right = losses["peer"], losses["oppu"]
     differences = [abs(a - b) / abs(a) for user in left for a, b in zip(left[user], right[user], strict=True)]
+    ours = sides["oppu"]
     return {
         **asdict(case),
-        "peer": peer,
-        "oppu": ours,
-        "ratio": ours["examples_per_s"] / peer["examples_per_s"],
+        **sides,
+        "ratio": ours["examples_per_s"] / sides["peer"]["examples_per_s"],
+        "share_of_machine": ours["gflops"] / ours["machine_gflops"],
+        "memory_ratio": ours["peak_memory_mib"] / sides["peer"]["peak_memory_mib"],
         "largest_loss_difference": max(differences),
     }
 
 
 def show(result: dict[str, Any]) -> None:
     """A case as a small table."""
-    print(f"\n{result['task']}, k={result['k']}, {result['users']} users, batches of {result['batch_size']}")
-    print(f"  {'':18}{'examples/s':>12}{'tokens/s':>12}{'peak MiB':>12}{'seconds':>10}")
-    for side, name in (("peer", "transformers+PEFT"), ("oppu", "oppu")):
-        r = result[side]
-        print(
-            f"  {name:18}{r['examples_per_s']:12.2f}{r['tokens_per_s']:12.0f}"
-            f"{r['peak_memory_mib']:12.0f}{r['seconds']:10.1f}"
-        )
     print(
-        f"  ratio {result['ratio']:.2f}; largest relative difference of a loss {result['largest_loss_difference']:.1e}"
+        f"\n{result['task']}, k={result['k']}, {result['users']} users with at most {result['newest']} items, "
+        f"batches of {result['batch_size']}"
     )
+    print(f"  {'':20}{'examples/s':>11}{'tokens/s':>10}{'distinct/s':>12}{'GFLOP/s':>9}{'peak MiB':>10}{'seconds':>9}")
+    names = {"peer": "transformers + PEFT", "published": "published recipe", "oppu": "oppu"}
+    for side, name in names.items():
+        if (r := result.get(side)) is not None:
+            print(
+                f"  {name:20}{r['examples_per_s']:11.2f}{r['tokens_per_s']:10.0f}{r['distinct_tokens_per_s']:12.0f}"
+                f"{r['gflops']:9.0f}{r['peak_memory_mib']:10.0f}{r['seconds']:9.1f}"
+            )
+    print(
+        f"  ratio {result['ratio']:.2f}; {result['share_of_machine']:.0%} of the machine's "
+        f"{result['oppu']['machine_gflops']:.0f} GFLOP/s; {result['memory_ratio']:.2f} times the peer's memory; "
+        f"largest relative difference of a loss {result['largest_loss_difference']:.1e}",
+        flush=True,
+    )
+
+
+def geometric_mean(results: list[dict[str, Any]]) -> float | None:
+    """Of the ratios of the label and rating tasks without retrieval."""
+    found = [r["ratio"] for r in results if r["k"] == 0 and find_task(r["task"]).kind != "text"]
+    return statistics.geometric_mean(found) if found else None
 
 
 def main() -> None:
     """Parse, run every case, print, and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", default="movie_tagging", help="names, separated by commas")
+    parser.add_argument("--tasks", default="movie_tagging", help="names, separated by commas, or all")
     parser.add_argument("--data", default="../shared/data", help="folder with one folder per task")
     parser.add_argument("--k", default="0", help="numbers of retrieved items, separated by commas")
     parser.add_argument("--users", type=int, default=8)
-    parser.add_argument("--newest", type=int, default=12)
+    parser.add_argument("--newest", default="12", help="numbers of items of a history, separated by commas")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--batch-size", type=int, help="default: Table 4's for the task")
     parser.add_argument("--base", default=EMBEDDED)
     parser.add_argument("--slots", type=int, default=8)
     parser.add_argument("--tokens-per-pass", type=int, default=1024)
+    parser.add_argument("--published", action="store_true", help="measure the published code's recipe, too")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--case", help=argparse.SUPPRESS)
@@ -210,18 +294,21 @@ def main() -> None:
     if options.side:
         print(json.dumps(measure(options.side, Case(**json.loads(options.case)))))
         return
-    results = []
-    for name in options.tasks.split(","):
-        for k in options.k.split(","):
-            batch_size = options.batch_size or find_task(name).paper.batch_size
-            case = Case(
-                name, str(Path(options.data) / name), int(k), options.users, options.newest, options.epochs,
-                batch_size, options.base, options.slots, options.tokens_per_pass,
-            )  # fmt: skip
-            results.append(compare(case))
-            show(results[-1])
-    if options.json:
-        options.json.write_text(json.dumps({"cases": results}, indent=1), encoding="utf-8")
+    results: list[dict[str, Any]] = []
+    names = [task.name for task in LAMP_TASKS] if options.tasks == "all" else options.tasks.split(",")
+    for name, k, newest in itertools.product(names, options.k.split(","), options.newest.split(",")):
+        batch_size = options.batch_size or find_task(name).paper.batch_size
+        case = Case(
+            name, str(Path(options.data) / name), int(k), options.users, int(newest), options.epochs,
+            batch_size, options.base, options.slots, options.tokens_per_pass,
+        )  # fmt: skip
+        results.append(compare(case, options.published))
+        show(results[-1])
+        if options.json:  # after each case, so that an interruption loses one
+            found = {"cases": results, "geometric_mean_label_k0": geometric_mean(results)}
+            options.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    if (mean := geometric_mean(results)) is not None:
+        print(f"\ngeometric mean of the ratios of label tasks without retrieval: {mean:.2f}")
 
 
 if __name__ == "__main__":

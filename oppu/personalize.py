@@ -41,9 +41,11 @@ class Personalized:
     """What became of a user."""
 
     user_id: str
-    status: Literal["trained", "kept", "no history"]
-    """kept: the store had the module already; no history: the user gets the base model."""
+    status: Literal["trained", "kept", "no history", "failed"]
+    """kept: the store had the module already; no history: the user gets the base model; failed: see `reason`."""
     record: ModuleRecord | None
+    reason: str = ""
+    """Why there is no module, in one line; the other users go on."""
 
 
 def personalize(
@@ -73,11 +75,19 @@ def personalize(
             elif record is not None and record.training.get("fingerprint") == fingerprint and _is_whole(store, record):
                 settled.append(Personalized(user.id, "kept", record))
             else:
+                try:
+                    tokens = encode(base.tokenizer, examples, min(plan.train.max_tokens, base.max_tokens))
+                except ModelError as error:  # an answer that is too long
+                    settled.append(Personalized(user.id, "failed", None, error.line()))
+                    continue
                 fingerprints[user.id] = fingerprint
-                tokens = encode(base.tokenizer, examples, min(plan.train.max_tokens, base.max_tokens))
                 yield Job(user.id, tuple(tokens))
 
     for trained in train(base, jobs(), plan.train, machine, on_progress):
+        if not all(bool(tensor.isfinite().all()) for tensor in trained.module.tensors.values()):
+            reason = f"user {trained.user_id}: the training diverged; lower the learning rate"
+            yield Personalized(trained.user_id, "failed", None, reason)
+            continue
         record = store.put_module(
             trained.module,
             user_id=trained.user_id,

@@ -288,6 +288,27 @@ def test_a_run_that_is_killed_loses_nobody_and_trains_nobody_twice(base: Base, f
         assert_same(found, modules(store))
 
 
+# users that cannot be trained
+
+
+def test_a_user_with_an_answer_that_is_too_long_is_named_and_the_others_go_on(store: Store, base: Base) -> None:
+    long = motto_user("long", 6)
+    longest = replace(long.history[2], fields={**long.history[2].fields, "motto": "word " * 300})
+    users = [motto_user("x", 6), replace(long, history=(*long.history[:2], longest, *long.history[3:]))]
+    found = run(store, base, Plan(MOTTO, replace(FAST, max_tokens=64)), users)
+    assert (found["x"].status, found["long"].status) == ("trained", "failed")
+    assert found["long"].reason.startswith(f"user long, item {longest.id}: the answer has ")
+    assert not store.modules("long")
+
+
+def test_a_user_whose_training_diverges_is_named_and_the_others_are_kept(store: Store, base: Base) -> None:
+    found = run(store, base, Plan(COLOUR, replace(FAST, learning_rate=1e30, epochs=4)), colour_users(3))
+    assert {result.status for result in found.values()} == {"failed"}
+    assert found["a"].reason == "user a: the training diverged; lower the learning rate"
+    assert not store.modules("a")
+    assert {r.status for r in run(store, base, PLAN, colour_users(3)).values()} == {"trained"}
+
+
 # answers
 
 

@@ -186,4 +186,8 @@ def personalize(
             shown.show("training users", sum(counts.values()), len(chosen), tokens)
             if result.status == "no history":
                 shown.say(f"user {result.user_id} has no history and gets the base model")
+            if result.status == "failed":
+                shown.say(result.reason)
     typer.echo(", ".join(f"{count} {status}" for status, count in sorted(counts.items())) + f"; modules in {store}")
+    if counts["failed"]:
+        raise typer.Exit(1)

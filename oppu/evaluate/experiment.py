@@ -17,7 +17,7 @@ from typing import Any
 
 from oppu import __version__
 from oppu.adapt import AdaptConfig, adapt_into_store
-from oppu.errors import ConfigError, DataError
+from oppu.errors import ConfigError, DataError, ModelError
 from oppu.evaluate.baselines import baselines
 from oppu.evaluate.report import write_report
 from oppu.evaluate.results import Cell, Prediction, read_cells, write_cell, write_results
@@ -174,6 +174,8 @@ class _Bench:
         curves: dict[str, tuple[float, ...]] = {}
         for result in personalize(self.store, base, plan, users, machine=self.machine, on_progress=progress):
             done += 1
+            if result.status == "failed":  # the base's answers in its place would spoil the comparison
+                raise ModelError(result.reason)
             if result.record is not None:
                 curves[result.user_id] = tuple(result.record.training["losses"])
             self.on_stage(Stage(stage, done, len(users), tokens))
