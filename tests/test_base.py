@@ -145,6 +145,9 @@ def test_a_kept_fingerprint_saves_reading_the_files_and_ends_with_any_change(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPPU_CACHE", str(tmp_path / "cache"))
+    assert folder_fingerprint(folder) == load_base(str(folder)).fingerprint
+    assert not (tmp_path / "cache").exists()  # too small to be worth it
+    monkeypatch.setattr("oppu.model.fingerprint.KEPT_FROM", 0)
     first = folder_fingerprint(folder)
     with monkeypatch.context() as patched:
         patched.setattr("oppu.model.fingerprint._of_files", lambda _: pytest.fail("the files were read again"))
@@ -158,6 +161,7 @@ def test_a_damaged_or_forbidden_cache_of_fingerprints_is_passed_over(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPPU_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("oppu.model.fingerprint.KEPT_FROM", 0)
     first = folder_fingerprint(folder)
     (kept,) = (tmp_path / "cache" / "fingerprints").iterdir()
     kept.write_text('{"files": ')

@@ -10,6 +10,9 @@ from transformers import PreTrainedModel
 
 from oppu.model.embedded import cache_folder
 
+KEPT_FROM = 64 << 20
+"""Bytes of a base whose fingerprint is worth keeping; a smaller one is read in no time."""
+
 
 def folder_fingerprint(folder: Path) -> str:
     """Over weights, configuration and tokenizer of a folder, hexadecimal.
@@ -18,6 +21,8 @@ def folder_fingerprint(folder: Path) -> str:
     time or inode changes.
     """
     files = [f for f in sorted(folder.iterdir()) if _counts(f)]
+    if sum(f.stat().st_size for f in files) < KEPT_FROM:
+        return _of_files(files)
     state = [(f.name, s.st_size, s.st_mtime_ns, s.st_ino) for f in files for s in [f.stat()]]
     place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
     kept = cache_folder() / "fingerprints" / f"{place}.json"
