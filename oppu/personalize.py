@@ -8,15 +8,16 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal
 
 from oppu import __version__
 from oppu.errors import ConfigError, ModelError, StoreError, UnknownUserError
 from oppu.examples import PLAIN, Setting, query_examples, training_examples
-from oppu.model.bank import Bank
+from oppu.model.bank import Bank, portable
 from oppu.model.base import Base, load_base
-from oppu.model.kinds import config_of, largest, virtual_tokens
-from oppu.model.module import Module
+from oppu.model.kinds import config_of, largest
+from oppu.model.module import Module, is_peft
 from oppu.model.tokens import encode
 from oppu.predict import Question, answer
 from oppu.records import Example, Query, User
@@ -165,17 +166,22 @@ def ask(
             "the module was trained with a profile in every prompt", where=f"user {user_id}", fix="give it"
         )
     base = base_of(store, record.base_name)
-    if use_module and base.fingerprint != record.base_fingerprint:
-        raise ModelError(
-            f"the module of user {user_id} was trained on another base ({record.base_fingerprint[:12]}) than the one "
-            f"that is called so now ({base.fingerprint[:12]})",
-            where=base.name,
-            fix="personalize again on this base",
-        )
+    if use_module:
+        _check_base(base, record)
     plan = Plan(known, TrainConfig(), setting_of(record))
     user = User(user_id, store.history(user_id, record.task), (Query("question", question, known.fields_of(question)),))
     profiles = {user_id: profile} if profile is not None else None
     return answer_users(base, plan, [user], store if use_module else None, profiles, Machine(slots=1))[user_id][0]
+
+
+def export_module(store: Store, record: ModuleRecord, folder: Path) -> Path:
+    """Writes a folder that `PeftModel.from_pretrained` loads; for a kind that PEFT lacks, the base is needed."""
+    module = store.load_module(record)
+    if is_peft(module):
+        return store.export_module(record, folder)
+    base = base_of(store, record.base_name)
+    _check_base(base, record)
+    return store.export_module(record, folder, portable(base.model, module))
 
 
 def task_of(record: ModuleRecord) -> Task:
@@ -239,13 +245,24 @@ def answer_users(
                 questions,
                 max_tokens=limit,
                 tokens_per_pass=machine.tokens_per_pass,
-                virtual_tokens=virtual_tokens(shape),
+                virtual_tokens=shape.virtual_tokens,
                 on_done=on_done,
             )
         outputs = iter(found)
         for user in group:
             answers[user.id] = [next(outputs) for _ in user.queries]
     return answers
+
+
+def _check_base(base: Base, record: ModuleRecord) -> None:
+    """ModelError where the base is no longer the one that the module was trained on."""
+    if base.fingerprint != record.base_fingerprint:
+        raise ModelError(
+            f"the module of user {record.user_id} was trained on another base ({record.base_fingerprint[:12]}) than "
+            f"the one that is called so now ({base.fingerprint[:12]})",
+            where=base.name,
+            fix="personalize again on this base",
+        )
 
 
 def _modules_of(base: Base, plan: Plan, users: Sequence[User], store: Store | None) -> list[Module | None]:

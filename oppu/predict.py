@@ -38,8 +38,7 @@ def answer(
     """Answer each question in the task's way, in order. The bank with the modules must be attached.
 
     `virtual_tokens`: of the modules, where they are soft prompts.
-
-    `on_done(n)` is called as n more questions are answered.
+    `on_done(n)`: called as n more questions are answered.
     """
     if task.kind == "text":
         return generate(
@@ -106,7 +105,7 @@ def generate(
 ) -> list[str]:
     """Greedy decoding up to the end token, `stop` or the task's length limit; finished rows make room for others."""
     room = max_tokens - task.max_answer_tokens
-    prompts = encode(base.tokenizer, [q.example for q in questions], room, answers=False)
+    prompts = _prompts(base, questions, room, virtual_tokens)
     decoder = Decoder(base.model)
     written: list[list[int]] = [[] for _ in questions]
     waiting = list(range(len(questions)))[::-1]
@@ -122,7 +121,7 @@ def generate(
         # a forward reads all weights, however few its tokens: prompts wait until some can go together
         if waiting and free >= min(len(waiting), math.ceil(batch_size / 4)):
             joining = [waiting.pop() for _ in range(min(len(waiting), free))]
-            write(joining, decoder.admit([_prompt(i, questions[i].slot, prompts[i], virtual_tokens) for i in joining]))
+            write(joining, decoder.admit([Prompt(i, questions[i].slot, prompts[i].tokens) for i in joining]))
         finished = [key for key in decoder.active if is_finished(base, written[key], stop, task.max_answer_tokens)]
         decoder.drop(finished)
         on_done(len(finished))
@@ -142,8 +141,11 @@ def text_of(base: Base, tokens: Sequence[int], stop: str) -> str:
     return text.strip().split(stop)[0].strip()
 
 
-def _prompt(key: int, slot: int, prompt: Encoded, virtual_tokens: int) -> Prompt:
-    return Prompt(key, slot, prompt.after_virtual(virtual_tokens if slot >= 0 else 0).tokens)
+def _prompts(base: Base, questions: Sequence[Question], room: int, virtual_tokens: int) -> list[Encoded]:
+    """The questions' prompts, cut to `room` tokens, behind the virtual tokens where a module answers."""
+    prompts = encode(base.tokenizer, [q.example for q in questions], room, answers=False)
+    pairs = zip(questions, prompts, strict=True)
+    return [prompt.after_virtual(virtual_tokens if question.slot >= 0 else 0) for question, prompt in pairs]
 
 
 def _branches(
@@ -152,12 +154,10 @@ def _branches(
     """For each question, the prompt continued by each label."""
     labels = {prefix: encode_answers(base.tokenizer, [prefix + label for label in task.labels]) for prefix in ("", " ")}
     room = max_tokens - max(len(tokens) for listed in labels.values() for tokens in listed)
-    prompts = encode(base.tokenizer, [q.example for q in questions], room, answers=False)
+    prompts = _prompts(base, questions, room, virtual_tokens)
     return [
         [
-            Encoded((*prompt.tokens, *label), len(prompt.tokens)).after_virtual(
-                virtual_tokens if question.slot >= 0 else 0
-            )
+            Encoded((*prompt.tokens, *label), len(prompt.tokens))
             for label in labels[answer_text(question.example.prompt, "")]
         ]
         for question, prompt in zip(questions, prompts, strict=True)

@@ -15,7 +15,7 @@ import torch
 from oppu.model.bank import Bank, user_seed
 from oppu.model.base import Base
 from oppu.model.forward import SlotRow, answer_log_probs, passes, rows_of
-from oppu.model.kinds import LoraConfig, ModuleConfig, virtual_tokens
+from oppu.model.kinds import LoraConfig, ModuleConfig
 from oppu.model.module import Module
 from oppu.model.tokens import Encoded
 from oppu.model.workers import Workers, workers_for
@@ -189,7 +189,7 @@ class _Engine:
         owner = {slot: slot for slot in batches} | copies
         rows: dict[int, list[SlotRow]] = {}
         for slot, examples in batches.items():
-            batch = [example.after_virtual(virtual_tokens(self.bank.config)) for example in examples]
+            batch = [example.after_virtual(self.bank.config.virtual_tokens) for example in examples]
             places = [slot, *(copy for copy, of in copies.items() if of == slot)]
             for place, part in zip(places, _parts(batch, len(places)), strict=False):
                 rows[place] = list(rows_of(place, part, self.tokens))
@@ -203,7 +203,7 @@ class _Engine:
 
     def _copies(self, batches: Mapping[int, list[Encoded]]) -> dict[int, int]:
         """Where fewer users than workers are left, spare slots take copies of their modules and share their batches."""
-        if getattr(self.bank.config, "dropout", 0):  # a random stream cannot be shared
+        if self.bank.config.dropout:  # a random stream cannot be shared
             return {}
         spare = [slot for slot in range(self.bank.slots) if slot not in batches]
         owners = [slot for slot in batches for _ in range(self.workers.count // len(batches) - 1)]

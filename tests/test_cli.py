@@ -117,7 +117,7 @@ def test_an_option_of_another_kind_is_refused(world: World) -> None:
     place = ("--task", world.task, "--data", world.data, "--store", world.store, "--base", world.base)
     said = refused("personalize", *place, "--virtual-tokens", "3")
     assert said.startswith("--virtual-tokens: a module of kind 'lora' has no virtual_tokens")
-    assert "use one of: lora, ia3, prompt" in refused("personalize", *place, "--kind", "dora")
+    assert "use one of: ia3, lora, lora-xs, prompt" in refused("personalize", *place, "--kind", "dora")
 
 
 def test_deleting_a_user_says_what_went_and_leaves_the_others(world: World) -> None:

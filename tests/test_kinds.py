@@ -13,19 +13,20 @@ from test_predict import LABELS, QUESTIONS
 from test_train import difference, jobs, padded
 
 from oppu.errors import ConfigError, ModelError
-from oppu.model.bank import Bank, user_seed
+from oppu.model.bank import Bank, portable, user_seed
 from oppu.model.base import Base, make_base
 from oppu.model.decode import Decoder, Prompt
 from oppu.model.forward import answer_log_probs, rows_of
 from oppu.model.kinds import (
     Ia3Config,
     LoraConfig,
+    LoraXsConfig,
     ModuleConfig,
     PromptConfig,
     config_of,
     default_config,
     largest,
-    virtual_tokens,
+    lora_xs,
 )
 from oppu.model.module import Module, read_module, write_module
 from oppu.predict import Question, generate, score_labels
@@ -42,6 +43,7 @@ OURS: dict[str, ModuleConfig] = {
     "prompt": PromptConfig(5),
 }
 KIND = pytest.mark.parametrize("kind", OURS)
+XS = LoraXsConfig(rank=4, alpha=8, targets=("q_proj", "down_proj"))
 CONFIG = TrainConfig(epochs=2, batch_size=4, learning_rate=3e-2)
 
 
@@ -51,8 +53,18 @@ def train_with_peft(
     """One user alone: padded batches, torch's AdamW, PEFT's module, from the same start."""
     model = get_peft_model(tiny_model(), PEFT[kind])
     set_peft_model_state_dict(model, {name: tensor.clone() for name, tensor in start.tensors.items()})
+    losses = trained_alone(model, [p for p in model.parameters() if p.requires_grad], job, config)
+    names = {n.replace(".default", ""): p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    if kind == "prompt":
+        names = {"prompt_embeddings": next(iter(names.values()))}
+    return names, losses
+
+
+def trained_alone(
+    model: torch.nn.Module, parameters: list[torch.nn.Parameter], job: Job, config: TrainConfig
+) -> list[float]:
+    """The losses of one user alone: padded batches, torch's AdamW."""
     model.train()
-    parameters = [p for p in model.parameters() if p.requires_grad]
     total = config.epochs * math.ceil(len(job.examples) / config.batch_size)
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
     losses = []
@@ -65,10 +77,7 @@ def train_with_peft(
         torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
         optimizer.step()
         losses.append(loss.item())
-    names = {n.replace(".default", ""): p.detach() for n, p in model.named_parameters() if p.requires_grad}
-    if kind == "prompt":
-        names = {"prompt_embeddings": next(iter(names.values()))}
-    return names, losses
+    return losses
 
 
 def filled(model: torch.nn.Module, config: ModuleConfig, slots: int = 3) -> Bank:
@@ -101,7 +110,7 @@ def test_peft_loads_a_module_and_gives_the_same_log_probabilities(base: Base, tm
     write_module(bank.module(2), tmp_path)
     model = PeftModel.from_pretrained(tiny_model(), str(tmp_path)).eval()
     examples = toy_examples(6, seed=3)
-    skipped = virtual_tokens(OURS[kind])
+    skipped = OURS[kind].virtual_tokens
     expected = []
     for e in examples:
         logits = model(input_ids=torch.tensor([e.tokens])).logits[0].log_softmax(-1)[skipped:]
@@ -127,7 +136,7 @@ def test_a_module_goes_to_disk_and_into_another_slot_unchanged(base: Base, tmp_p
 @KIND
 def test_a_mixed_batch_answers_as_each_user_alone_with_peft(base: Base, tmp_path: Path, kind: str) -> None:
     bank = filled(base.model, OURS[kind])
-    virtual = virtual_tokens(OURS[kind])
+    virtual = OURS[kind].virtual_tokens
     questions = [Question(i % 4 - 1, q.example) for i, q in enumerate(QUESTIONS)]
     with bank.attach():
         scores = score_labels(base, LABELS, questions, virtual_tokens=virtual)
@@ -212,6 +221,96 @@ def test_modules_of_different_ranks_and_alphas_answer_together(base: Base) -> No
             assert generate(base, LABELS, plain) == [texts[i] for i in mine]
 
 
+class WithCore(torch.nn.Module):
+    """A linear layer with LoRA-XS beside it, from a singular value decomposition of the whole weight."""
+
+    def __init__(self, linear: torch.nn.Linear, rank: int, scale: float) -> None:
+        super().__init__()
+        self.linear, self.scale = linear, scale
+        u, s, v = torch.linalg.svd(linear.weight.detach().double(), full_matrices=False)
+        signs = u[:, :rank].gather(0, u[:, :rank].abs().argmax(0, keepdim=True)).sign()
+        self.a = (v[:rank] * signs.T * s[:rank, None]).float()
+        self.b = (u[:, :rank] * signs).float()
+        self.core = torch.nn.Parameter(torch.zeros(rank, rank))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x) + self.scale * x @ self.a.T @ self.core.T @ self.b.T
+
+
+def test_lora_xs_in_company_equals_the_user_alone_with_a_plain_layer(base: Base) -> None:
+    config = replace(CONFIG, module=XS)
+    company = ["long", "medium", "short"]
+    found = {t.user_id: t for t in train(base, jobs(company), config, Machine(slots=2, tokens_per_pass=300))}
+    for user in company:
+        model = tiny_model().requires_grad_(False)
+        cores = []
+        for name, layer in list(model.named_modules()):
+            if name.endswith(XS.targets):
+                plain = WithCore(layer, XS.rank, XS.scale)
+                model.set_submodule(name, plain)
+                cores.append(plain.core)
+        losses = trained_alone(model, cores, jobs([user])[0], config)
+        assert found[user].losses == pytest.approx(losses, rel=1e-4)
+        assert difference(dict(found[user].module.tensors), {"cores": torch.stack(cores).detach()}) < 1e-4
+
+
+@torch.no_grad()
+def test_lora_xs_is_a_few_kilobytes_and_exports_as_plain_lora(base: Base, tmp_path: Path) -> None:
+    bank = filled(base.model, XS)
+    write_module(bank.module(2), tmp_path / "stored")
+    assert sum(file.stat().st_size for file in (tmp_path / "stored").iterdir()) < 2_000
+    write_module(portable(base.model, read_module(tmp_path / "stored")), tmp_path / "exported")
+    model = PeftModel.from_pretrained(tiny_model(), str(tmp_path / "exported")).eval()
+    examples = toy_examples(6, seed=3)
+    expected = []
+    for e in examples:
+        logits = model(input_ids=torch.tensor([e.tokens])).logits[0].log_softmax(-1)
+        expected += [logits[i - 1, e.tokens[i]] for i in range(e.answer_start, len(e.tokens))]
+    with bank.attach():
+        found = answer_log_probs(base.model, list(rows_of(2, examples, 10_000)))
+    torch.testing.assert_close(found, torch.stack(expected), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_lora_xs_decodes_step_by_step_as_merged() -> None:
+    base = make_base("tiny", tiny_model(), tiny_tokenizer())
+    bank = filled(base.model, XS)
+    questions = [Question(i % 4 - 1, q.example) for i, q in enumerate(QUESTIONS)]
+    with bank.attach():
+        texts = generate(base, LABELS, questions, batch_size=3)
+    bank.merge(1)
+    mine = [i for i, q in enumerate(questions) if q.slot == 1]
+    assert generate(base, LABELS, [Question(-1, questions[i].example) for i in mine]) == [texts[i] for i in mine]
+
+
+def test_cores_of_different_ranks_train_together_as_if_alone(base: Base) -> None:
+    names, shapes = ["long", "medium", "short"], [replace(XS, rank=rank) for rank in (8, 2, 4)]
+    config = replace(CONFIG, module=shapes[0])
+    mixed = [replace(job, module=shape) for job, shape in zip(jobs(names), shapes, strict=True)]
+    company = {t.user_id: t for t in train(base, mixed, config, Machine(slots=3))}
+    for job, shape in zip(jobs(names), shapes, strict=True):
+        (alone,) = train(base, [job], replace(config, module=shape), Machine(slots=1))
+        assert company[job.user_id].losses == pytest.approx(alone.losses, rel=1e-5)
+        assert difference(dict(company[job.user_id].module.tensors), dict(alone.module.tensors)) < 1e-4
+
+
+def test_the_halves_are_kept_on_disk_and_come_back_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPPU_CACHE", str(tmp_path))
+    monkeypatch.setattr(lora_xs, "_KEPT_FROM", 0)
+    first = XS.lay_out(tiny_model())._halves
+    (kept,) = (tmp_path / "lora-xs").iterdir()
+    again = XS.lay_out(tiny_model())._halves
+    assert all(torch.equal(x, y) for p, q in zip(first, again, strict=True) for x, y in zip(p, q, strict=True))
+    kept.write_bytes(b"damaged")
+    anew = XS.lay_out(tiny_model())._halves
+    assert all(torch.equal(x, y) for p, q in zip(first, anew, strict=True) for x, y in zip(p, q, strict=True))
+
+
+def test_a_rank_above_a_layers_own_is_refused(base: Base) -> None:
+    with pytest.raises(ConfigError, match="has rank 32 at most; choose a smaller rank"):
+        Bank(base.model, replace(XS, rank=64), 1)
+
+
 def test_different_kinds_and_layers_have_no_bank_in_common() -> None:
     with pytest.raises(ModelError, match="different kinds"):
         largest([LoraConfig(), PromptConfig()])
@@ -220,8 +319,8 @@ def test_different_kinds_and_layers_have_no_bank_in_common() -> None:
 
 
 def test_an_unknown_kind_is_refused_with_those_there_are(base: Base) -> None:
-    with pytest.raises(ConfigError, match="unknown kind of module 'dora'; use one of: lora, ia3, prompt"):
+    with pytest.raises(ConfigError, match="unknown kind of module 'dora'; use one of: ia3, lora, lora-xs, prompt"):
         default_config("dora")
     module = filled(base.model, LoraConfig(), 1).module(0)
-    with pytest.raises(ModelError, match="the module is LOHA; use one of: LORA, IA3, PROMPT_TUNING"):
+    with pytest.raises(ModelError, match="the module is LOHA; use one of: IA3, LORA, LORA_XS, PROMPT_TUNING"):
         config_of(Module(module.tensors, {**module.config, "peft_type": "LOHA"}))

@@ -76,9 +76,11 @@ def export(
 
     Example: `oppu modules export --store my-store --user u17 --out u17-module`
     """
-    with open_store(store) as opened:
+    from oppu.personalize import export_module
+
+    with quiet_libraries(), open_store(store) as opened:
         record = _find(opened, user, task, setting, version)
-        typer.echo(opened.export_module(record, out))
+        typer.echo(export_module(opened, record, out))
 
 
 @modules_app.command(name="import")
@@ -104,7 +106,7 @@ def import_module(
     module = read_module(folder)
     with quiet_libraries(), Store(store) as opened:
         loaded = base_of(opened, base) if base is not None else None
-        if loaded is not None and module.config.get("peft_type") == "LORA":
+        if loaded is not None:
             check_fits(loaded.model, module)
         record = opened.import_module(
             folder,

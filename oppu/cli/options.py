@@ -47,11 +47,17 @@ LearningRate = Annotated[
 BatchSize = Annotated[
     int | None, typer.Option("--batch-size", min=1, help="Examples per optimizer step. [default: the base's]")
 ]
-Rank = Annotated[int | None, typer.Option("--rank", min=1, help="Rank of the LoRA modules. [default: the base's]")]
-KindName = Annotated[str | None, typer.Option("--kind", help="Kind of module: lora, ia3 or prompt. [default: lora]")]
+Rank = Annotated[
+    int | None, typer.Option("--rank", min=1, help="Rank of the modules (lora, lora-xs). [default: the base's]")
+]
+KindName = Annotated[
+    str | None, typer.Option("--kind", help="Kind of module: lora, lora-xs, ia3 or prompt. [default: lora]")
+]
 Targets = Annotated[
     str | None,
-    typer.Option("--targets", help="Endings of the names of the layers to adapt, separated by commas (lora, ia3)."),
+    typer.Option(
+        "--targets", help="Endings of the names of the layers to adapt, separated by commas (all but prompt)."
+    ),
 ]
 VirtualTokens = Annotated[
     int | None, typer.Option("--virtual-tokens", min=1, help="Length of the soft prompt (prompt). [default: 20]")
@@ -86,7 +92,7 @@ def changed_training(
     wanted = {"rank": rank, "alpha": rank, "targets": layers, "virtual_tokens": virtual_tokens}
     given = {name: value for name, value in wanted.items() if value is not None}
     for name in given:
-        if not hasattr(module, name):
+        if name not in {field.name for field in dataclasses.fields(module)}:
             raise ConfigError(f"a module of kind '{module.kind}' has no {name}", where="--" + name.replace("_", "-"))
     return changed(config, module=changed(module, **given), **changes)
 

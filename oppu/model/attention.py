@@ -102,7 +102,7 @@ def _virtual(
     """See `Layout.virtual`: the n virtual tokens of a soft prompt have the ids -n .. -1."""
     found, start = [], 0
     for row, slot in zip(rows, slots, strict=True):
-        count = -min(0, *row.tokens, 0)
+        count = sum(token < 0 for token in set(row.tokens))
         found += [(start + i, slot, token + count) for i, token in enumerate(row.tokens) if token < 0]
         start += len(row)
     if not found:

@@ -12,8 +12,8 @@ import torch
 from transformers import PreTrainedModel
 
 from oppu.errors import ModelError
-from oppu.model.kinds import Kind, Lines, LoraConfig, ModuleConfig, config_of
-from oppu.model.module import Module
+from oppu.model.kinds import Kind, Lines, ModuleConfig, config_of
+from oppu.model.module import Module, is_peft
 
 
 class Bank:
@@ -51,7 +51,7 @@ class Bank:
         """Put a user's module into a slot; ModelError says what does not fit: the first three points, and how many."""
         problems = self._kind.misfits(module.config)
         # a module that says it is another can still be compared tensor by tensor
-        config = self.config if problems else self._config_here(module)
+        config = self.config if problems else self.config.shaped_as(config_of(module))
         problems += self._wrong_tensors(module, config)
         if problems:
             more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
@@ -68,11 +68,12 @@ class Bank:
         self._configs[to] = self._configs[slot]
 
     def module(self, slot: int) -> Module:
-        """A copy of a slot's module in PEFT's format."""
-        config = self._configs[slot]
-        views = self._kind.views(self.values[slot], config)
-        tensors = {name: view.detach().clone(memory_format=torch.contiguous_format) for name, view in views.items()}
-        return Module({name: tensor.cpu() for name, tensor in tensors.items()}, dict(self._kind.peft_config(config)))
+        """A copy of a slot's module, as it is stored."""
+        return self._kind.module(self.values[slot], self._configs[slot])
+
+    def portable(self, slot: int) -> Module:
+        """A copy of a slot's module that PEFT loads, where its own kind is one that PEFT does not have."""
+        return self._kind.portable(self.values[slot], self._configs[slot])
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
@@ -98,13 +99,6 @@ class Bank:
         self.values[slot] = 0
         return self._kind.views(self.values[slot], config)
 
-    def _config_here(self, module: Module) -> ModuleConfig:
-        """The module's settings, in the bank's words: dropout and targets are the bank's."""
-        config = config_of(module)
-        if isinstance(config, LoraConfig) and isinstance(self.config, LoraConfig):
-            return LoraConfig(config.rank, config.alpha, self.config.dropout, self.config.targets)
-        return self.config
-
     def _wrong_tensors(self, module: Module, config: ModuleConfig) -> list[str]:
         """What of the tensors does not fit, by name."""
         expected = {n: tuple(view.shape) for n, view in self._kind.views(self.values[0], config).items()}
@@ -114,6 +108,15 @@ class Bank:
             found, shape = tuple(module.tensors[name].shape), expected[name]
             wrong += [f"{name} is {list(found)}, not {list(shape)}"] if found != shape else []
         return sorted(wrong)
+
+
+def portable(model: PreTrainedModel, module: Module) -> Module:
+    """The module as PEFT loads it; one of a kind that PEFT does not have is written as one that it has."""
+    if is_peft(module):
+        return module
+    bank = Bank(model, config_of(module), 1)
+    bank.load(0, module)
+    return bank.portable(0)
 
 
 def check_fits(model: PreTrainedModel, module: Module) -> None:

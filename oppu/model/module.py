@@ -1,4 +1,4 @@
-"""A personal module in PEFT's own format: named tensors and what PEFT writes in adapter_config.json.
+"""A personal module in PEFT's format: named tensors and what PEFT writes in adapter_config.json.
 
 In and out: a folder with `adapter_model.safetensors` and `adapter_config.json`, as `PeftModel.from_pretrained` loads.
 Nothing is trusted: header, names and shapes are checked against the file's length and the config before a tensor is
@@ -38,6 +38,11 @@ class Module:
     """By PEFT's names, e.g. base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight: [R, I]; lora_B: [O, R]."""
     config: Mapping[str, Any]
     """What PEFT writes in adapter_config.json (peft_type, r, lora_alpha, target_modules, ...)."""
+
+
+def is_peft(module: Module) -> bool:
+    """Whether PEFT itself has this kind of module."""
+    return module.config.get("peft_type") in _PEFT
 
 
 def check_module(module: Module, *, where: str) -> None:
@@ -187,13 +192,23 @@ def _values_that_are_no_numbers(tensors: Mapping[str, torch.Tensor]) -> list[str
 def _refuse_misfits(config: Mapping[str, Any], shapes: Mapping[str, Shape], where: str) -> None:
     """Refuses every tensor whose name or shape is not what the config announces."""
     kind = str(config.get("peft_type"))
-    if kind not in _KINDS:
-        raise StoreError(f"peft_type {kind!r} is unknown", where=where, fix=f"use one of: {', '.join(_KINDS)}")
     if not _are_targets(config.get("target_modules")):
         raise StoreError("target_modules are neither names nor a regular expression", where=where, fix=_DAMAGED)
     if not shapes:
         raise StoreError("holds no tensors", where=where, fix=_DAMAGED)
-    _refuse(_KINDS[kind](config, shapes), where)
+    misfits = _misfits(kind, config, shapes)
+    if misfits is None:
+        raise StoreError(f"peft_type {kind!r} is unknown", where=where, fix=f"use one of: {', '.join(_PEFT)}")
+    _refuse(misfits, where)
+
+
+def _misfits(kind: str, config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> list[str] | None:
+    """What does not fit; None for an unknown kind."""
+    if kind in _PEFT:
+        return _PEFT[kind](config, shapes)
+    from oppu.model.kinds import misfits_in_file  # late: the kinds need transformers, PEFT's formats do not
+
+    return misfits_in_file(kind, config, shapes)
 
 
 def _lora_misfits(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> list[str]:
@@ -242,7 +257,7 @@ def _prompt_misfits(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> l
     return problems
 
 
-_KINDS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Shape]], list[str]]] = {
+_PEFT: dict[str, Callable[[Mapping[str, Any], Mapping[str, Shape]], list[str]]] = {
     "LORA": _lora_misfits,
     "IA3": _ia3_misfits,
     "PROMPT_TUNING": _prompt_misfits,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from oppu.errors import ModelError
 from oppu.model.bank import Bank
 from oppu.model.base import Base
-from oppu.model.kinds import ModuleConfig, config_of, virtual_tokens
+from oppu.model.kinds import ModuleConfig, config_of
 from oppu.model.module import Module
 from oppu.store import ModuleRecord
 
@@ -46,7 +46,7 @@ class Slots:
     @property
     def virtual_tokens(self) -> int:
         """How many virtual tokens stand before the text of a user whose module is in the bank."""
-        return virtual_tokens(self._bank.config) if self._bank is not None else 0
+        return self._bank.config.virtual_tokens if self._bank is not None else 0
 
     def close(self) -> None:
         """Take the bank off the base."""

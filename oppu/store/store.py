@@ -136,9 +136,12 @@ class Store:
         """The module of a record; StoreError unless size, sha256, names and shapes are all as they should be."""
         return modules.load_module(record)
 
-    def export_module(self, record: ModuleRecord, folder: Path) -> Path:
-        """Writes a folder that `PeftModel.from_pretrained` loads, with oppu.json; it must not exist, or be empty."""
-        return transfer.export_module(record, folder)
+    def export_module(self, record: ModuleRecord, folder: Path, module: Module | None = None) -> Path:
+        """Writes a folder that `PeftModel.from_pretrained` loads, with oppu.json; it must not exist, or be empty.
+
+        `module`: the same module in a form that PEFT knows, where its own kind is not PEFT's.
+        """
+        return transfer.export_module(record, folder, module)
 
     def import_module(
         self,

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from oppu.errors import StoreError
-from oppu.model.module import CONFIG, WEIGHTS, Module, read_module
+from oppu.model.module import CONFIG, WEIGHTS, Module, read_module, write_module
 from oppu.store.files import make_folders, os_errors, sha256_of, sync_folder, sync_tree, temporary_name
 from oppu.store.modules import load_module
 from oppu.store.records import ModuleRecord
@@ -43,8 +43,11 @@ class _Card(BaseModel):
     files: dict[str, _File]
 
 
-def export_module(record: ModuleRecord, folder: Path) -> Path:
-    """Writes the module into `folder`, which must not exist or be empty; it appears whole or not at all."""
+def export_module(record: ModuleRecord, folder: Path, module: Module | None = None) -> Path:
+    """Writes the module into `folder`, which must not exist or be empty; it appears whole or not at all.
+
+    `module`: what to write instead of the stored files.
+    """
     load_module(record)
     target = folder.absolute()
     with os_errors(target):
@@ -54,8 +57,11 @@ def export_module(record: ModuleRecord, folder: Path) -> Path:
         work = target.parent / temporary_name(target.name)
         work.mkdir()
         try:
-            for name in (CONFIG, WEIGHTS):
-                shutil.copyfile(record.path / name, work / name)
+            if module is not None:
+                write_module(module, work)
+            else:
+                for name in (CONFIG, WEIGHTS):
+                    shutil.copyfile(record.path / name, work / name)
             (work / CARD).write_text(_card(record, work).model_dump_json(indent=2) + "\n", encoding="utf-8")
             sync_tree(work)
             os.rename(work, target)

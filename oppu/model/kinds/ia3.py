@@ -8,7 +8,7 @@ Glossary: U slots, T tokens, D features.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
@@ -18,13 +18,25 @@ from transformers.pytorch_utils import Conv1D
 
 from oppu.errors import ConfigError, ModelError
 from oppu.model.attention import current_layout
-from oppu.model.kinds.kind import PREFIX, Lines, Target, ends_with, find_targets, is_step, layer_names
+from oppu.model.kinds.kind import (
+    PREFIX,
+    Kind,
+    Lines,
+    ModuleConfig,
+    Target,
+    ends_with,
+    find_targets,
+    is_step,
+    layer_names,
+)
 from oppu.model.module import Module
 
 
 @dataclass(frozen=True, slots=True)
-class Ia3Config:
+class Ia3Config(ModuleConfig):
     """Which layers are rescaled; by default keys, values and the feedforward layers' outputs, as in PEFT."""
+
+    peft_type: ClassVar[str] = "IA3"
 
     targets: tuple[str, ...] | None = None
     """Endings of the names of linear layers."""
@@ -33,21 +45,17 @@ class Ia3Config:
     kind: str = field(default="ia3", init=False)
 
     def lay_out(self, model: PreTrainedModel) -> "Ia3":
-        """The kind for one model; ConfigError where the model has no such layers."""
+        """See ModuleConfig."""
         return Ia3(model, self)
 
-    def holds(self, other: object) -> bool:
-        """Whether a bank for these settings takes in modules of the `other` settings, too."""
-        return other == self
-
-    @staticmethod
-    def of(module: Module) -> "Ia3Config":
+    @classmethod
+    def of(cls, module: Module) -> Self:
         """The settings of an IA3 module."""
         names = [module.config.get(key) for key in ("target_modules", "feedforward_modules")]
         if not all(isinstance(listed, list) for listed in names):
             raise ModelError("its target_modules are no names", fix="use a module whose target_modules are a list")
         targets, feedforward = (tuple(sorted(listed)) for listed in names)  # type: ignore[arg-type]
-        return Ia3Config(targets, feedforward)
+        return cls(targets, feedforward)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +79,7 @@ class _Place:
         return (1, size) if self.is_feedforward else (size, 1)
 
 
-class Ia3:
+class Ia3(Kind):
     """IA3 for one model; see Kind."""
 
     def __init__(self, model: PreTrainedModel, config: Ia3Config) -> None:

@@ -5,7 +5,7 @@ Glossary: U slots, P parameters of a module, T tokens.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import nn
@@ -15,18 +15,70 @@ from transformers.pytorch_utils import Conv1D
 
 from oppu.errors import ConfigError
 from oppu.model.attention import Layout
+from oppu.model.module import Module, Shape
 
 PREFIX = "base_model.model."
 """What PEFT puts before the name of a layer."""
 
 
+@dataclass(frozen=True, slots=True)
+class ModuleConfig:
+    """Kind and shape of a module; every kind has one of its own, with the shape in its fields."""
+
+    peft_type: ClassVar[str]
+    """What adapter_config.json calls the kind."""
+
+    @property
+    def kind(self) -> str:
+        """The name in options."""
+        raise NotImplementedError
+
+    @property
+    def targets(self) -> tuple[str, ...] | None:
+        """Endings of the names of the layers that are adapted; None: the kind's usual ones, or none at all."""
+        return None
+
+    @property
+    def dropout(self) -> float:
+        """Share of a module's inputs dropped in training."""
+        return 0.0
+
+    @property
+    def virtual_tokens(self) -> int:
+        """How many virtual tokens stand before a user's text."""
+        return 0
+
+    def lay_out(self, model: PreTrainedModel) -> "Kind":
+        """The kind for one model; ConfigError where the model has no such layers."""
+        raise NotImplementedError
+
+    def holds(self, other: "ModuleConfig") -> bool:
+        """Whether a bank for these settings takes in modules of the `other` settings, too."""
+        return other == self
+
+    def shaped_as(self, other: "ModuleConfig") -> Self:
+        """These settings, with the shape of a module of the `other` settings that `holds` allows."""
+        return self
+
+    @classmethod
+    def of(cls, module: Module) -> Self:
+        """The settings of a module of this kind."""
+        raise NotImplementedError
+
+    @classmethod
+    def misfits_in_file(cls, config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> list[str]:
+        """What of a module's file cannot be, tensor by tensor, before a value is read.
+
+        Asked of kinds that PEFT does not have; PEFT's own formats are checked in `model/module.py`.
+        """
+        raise NotImplementedError
+
+
 class Kind(Protocol):
     """A kind of module, laid out for one base model."""
 
-    @property
-    def size(self) -> int:
-        """P: parameters of one user's module, at most."""
-        ...
+    size: int
+    """P: parameters of one user's module, at most."""
 
     def views(self, line: torch.Tensor, config: Any) -> dict[str, torch.Tensor]:
         """A user's tensors by PEFT's names, as views of the user's line [P]."""
@@ -51,6 +103,18 @@ class Kind(Protocol):
     def merge(self, line: torch.Tensor, config: Any) -> None:
         """Add a module into the base's own weights, for good; ConfigError where that cannot be done."""
         ...
+
+    def module(self, line: torch.Tensor, config: Any) -> Module:
+        """A copy of the module in a line, as it is stored."""
+        copies = {
+            name: view.detach().clone(memory_format=torch.contiguous_format).cpu()
+            for name, view in self.views(line, config).items()
+        }
+        return Module(copies, dict(self.peft_config(config)))
+
+    def portable(self, line: torch.Tensor, config: Any) -> Module:
+        """A copy of the module in a line, as PEFT loads it."""
+        return self.module(line, config)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

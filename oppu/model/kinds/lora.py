@@ -7,9 +7,9 @@ zero. Glossary: U slots, T tokens, R rank, I/O in/out features.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from oppu.errors import ModelError
 from oppu.model.attention import Layout, current_layout
-from oppu.model.kinds.kind import PREFIX, Lines, Target, find_targets, is_step, layer_names
+from oppu.model.kinds.kind import PREFIX, Kind, Lines, ModuleConfig, Target, find_targets, is_step, layer_names
 from oppu.model.module import Module
 from oppu.model.steps import StepModules, slots_of
 
@@ -28,8 +28,10 @@ _UNSUPPORTED = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
 
 
 @dataclass(frozen=True, slots=True)
-class LoraConfig:
+class LoraConfig(ModuleConfig):
     """Shape of the users' modules; defaults as in the paper (Table 4, appendix A)."""
+
+    peft_type: ClassVar[str] = "LORA"
 
     rank: int = 8
     alpha: float = 8.0
@@ -46,21 +48,25 @@ class LoraConfig:
         return self.alpha / self.rank
 
     def lay_out(self, model: PreTrainedModel) -> "Lora":
-        """The kind for one model; ConfigError where the model has no such layers."""
+        """See ModuleConfig."""
         return Lora(model, self)
 
-    def holds(self, other: object) -> bool:
-        """Whether a bank for these settings takes in modules of the `other` settings, too."""
-        return isinstance(other, LoraConfig) and other.rank <= self.rank and other.targets == self.targets
+    def holds(self, other: ModuleConfig) -> bool:
+        """See ModuleConfig."""
+        return isinstance(other, type(self)) and other.rank <= self.rank and other.targets == self.targets
 
-    @staticmethod
-    def of(module: Module) -> "LoraConfig":
+    def shaped_as(self, other: ModuleConfig) -> Self:
+        """See ModuleConfig."""
+        return replace(self, rank=other.rank, alpha=other.alpha) if isinstance(other, LoraConfig) else self
+
+    @classmethod
+    def of(cls, module: Module) -> Self:
         """The settings of a LoRA module; ModelError for another kind."""
         config = module.config
         if config.get("peft_type") != "LORA" or not isinstance(config.get("target_modules"), list):
             kind = f"{config.get('peft_type')} on {config.get('target_modules')}"
             raise ModelError(f"the module is {kind}", fix="use a LoRA module whose target_modules are a list of names")
-        return LoraConfig(int(config["r"]), float(config["lora_alpha"]), 0.0, tuple(sorted(config["target_modules"])))
+        return cls(int(config["r"]), float(config["lora_alpha"]), 0.0, tuple(sorted(config["target_modules"])))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,19 +83,14 @@ class _Place:
         a, b = lines[..., self.start : self.middle], lines[..., self.middle : self.end]
         return a.view(*a.shape[:-1], rank, -1), b.view(*b.shape[:-1], -1, rank)
 
-    @property
-    def names(self) -> tuple[str, str]:
-        """PEFT's names of a and b."""
-        return f"{PREFIX}{self.target.name}.lora_A.weight", f"{PREFIX}{self.target.name}.lora_B.weight"
 
-
-class Lora:
+class Lora(Kind):
     """LoRA for one model; see Kind."""
 
     def __init__(self, model: PreTrainedModel, config: LoraConfig) -> None:
         self._model = model
         self._config = config
-        endings = config.targets if config.targets is not None else _query_and_value(model)
+        endings = config.targets if config.targets is not None else query_and_value(model)
         self.places: list[_Place] = []
         start = 0
         for target in find_targets(model, endings, strict=config.targets is not None):
@@ -104,7 +105,7 @@ class Lora:
         found: dict[str, torch.Tensor] = {}
         for place in self.places:
             a, b = place.both(line, self._config.rank)
-            found |= dict(zip(place.names, (a[: config.rank], b[:, : config.rank]), strict=True))
+            found |= dict(zip(lora_names(place.target), (a[: config.rank], b[:, : config.rank]), strict=True))
         return found
 
     def fresh(self, name: str, view: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -116,19 +117,7 @@ class Lora:
 
     def peft_config(self, config: LoraConfig) -> Mapping[str, Any]:
         """See Kind."""
-        layers = [self._model.get_submodule(place.target.name) for place in self.places]
-        endings = self._config.targets or {place.target.name.rsplit(".", 1)[-1] for place in self.places}
-        return {
-            "peft_type": "LORA",
-            "r": config.rank,
-            "lora_alpha": config.alpha,
-            "task_type": "CAUSAL_LM",
-            "lora_dropout": config.dropout,
-            "target_modules": sorted(endings),
-            "bias": "none",
-            "fan_in_fan_out": isinstance(layers[0], Conv1D),
-            "inference_mode": True,
-        }
+        return lora_peft_config(self._model, [place.target for place in self.places], config)
 
     def misfits(self, peft_config: Mapping[str, Any]) -> list[str]:
         """See Kind."""
@@ -151,11 +140,8 @@ class Lora:
     def merge(self, line: torch.Tensor, config: LoraConfig) -> None:
         """W += scale * b @ a (section 2.2)."""
         for place in self.places:
-            layer = self._model.get_submodule(place.target.name)
             a, b = place.both(line, self._config.rank)
-            delta = config.scale * b @ a
-            with torch.no_grad():
-                layer.weight += (delta.T if isinstance(layer, Conv1D) else delta).to(layer.weight)
+            add_to_weight(self._model.get_submodule(place.target.name), config.scale * b @ a)
 
     def _hook(self, place: _Place, lines: Lines, steps: "_Steps") -> Callable[..., torch.Tensor]:
         rank = self._config.rank
@@ -242,6 +228,33 @@ class _SlotLora(torch.autograd.Function):
         return grad_x, None, None, None
 
 
+def lora_names(target: Target) -> tuple[str, str]:
+    """PEFT's names of a layer's a and b."""
+    return f"{PREFIX}{target.name}.lora_A.weight", f"{PREFIX}{target.name}.lora_B.weight"
+
+
+def lora_peft_config(model: PreTrainedModel, targets: Sequence[Target], config: LoraConfig) -> dict[str, Any]:
+    """What PEFT writes in adapter_config.json for a LoRA module on these layers."""
+    endings = config.targets or {target.name.rsplit(".", 1)[-1] for target in targets}
+    return {
+        "peft_type": "LORA",
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "task_type": "CAUSAL_LM",
+        "lora_dropout": config.dropout,
+        "target_modules": sorted(endings),
+        "bias": "none",
+        "fan_in_fan_out": isinstance(model.get_submodule(targets[0].name), Conv1D),
+        "inference_mode": True,
+    }
+
+
+@torch.no_grad()
+def add_to_weight(layer: nn.Module, delta: torch.Tensor) -> None:
+    """W += delta [O, I], in place."""
+    layer.weight += (delta.T if isinstance(layer, Conv1D) else delta).to(layer.weight)  # type: ignore[operator, arg-type]
+
+
 def _drop(x: torch.Tensor, layout: Layout, streams: Mapping[int, torch.Generator], p: float) -> torch.Tensor:
     """Dropout with each user's own random stream, in training only (gradients on)."""
     if p == 0 or not torch.is_grad_enabled():
@@ -254,7 +267,7 @@ def _drop(x: torch.Tensor, layout: Layout, streams: Mapping[int, torch.Generator
     return flat * kept / (1 - p)
 
 
-def _query_and_value(model: PreTrainedModel) -> tuple[str, ...]:
+def query_and_value(model: PreTrainedModel) -> tuple[str, ...]:
     """The endings of the query and value projections; where they are called otherwise, what PEFT takes instead."""
     usual = ("q_proj", "v_proj")
     if layer_names(model).issuperset(usual):

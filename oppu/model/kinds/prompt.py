@@ -6,7 +6,7 @@ once per row like any other shared beginning. Glossary: U slots, n virtual token
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
@@ -15,32 +15,30 @@ from transformers import PreTrainedModel
 
 from oppu.errors import ConfigError
 from oppu.model.attention import current_layout
-from oppu.model.kinds.kind import Lines
+from oppu.model.kinds.kind import Kind, Lines, ModuleConfig
 from oppu.model.module import Module
 
 
 @dataclass(frozen=True, slots=True)
-class PromptConfig:
+class PromptConfig(ModuleConfig):
     """How long the soft prompt is."""
+
+    peft_type: ClassVar[str] = "PROMPT_TUNING"
 
     virtual_tokens: int = 20
     kind: str = field(default="prompt", init=False)
 
     def lay_out(self, model: PreTrainedModel) -> "Prompt":
-        """The kind for one model; ConfigError where the model has no such layers."""
+        """See ModuleConfig."""
         return Prompt(model, self)
 
-    def holds(self, other: object) -> bool:
-        """Whether a bank for these settings takes in modules of the `other` settings, too."""
-        return other == self
-
-    @staticmethod
-    def of(module: Module) -> "PromptConfig":
+    @classmethod
+    def of(cls, module: Module) -> Self:
         """The settings of a prompt-tuning module."""
-        return PromptConfig(int(module.config["num_virtual_tokens"]))
+        return cls(int(module.config["num_virtual_tokens"]))
 
 
-class Prompt:
+class Prompt(Kind):
     """Prompt tuning for one model; see Kind."""
 
     def __init__(self, model: PreTrainedModel, config: PromptConfig) -> None:
