@@ -56,6 +56,7 @@ class Way:
 WAYS = (
     Way("no module", 0),
     Way("all layers, query and value", 30),
+    Way("all layers, query and value, 1e-2", 30, learning_rate=1e-2),
     Way("top 10, query and value", 10),
     Way("top 10, query and value, 1e-2", 10, learning_rate=1e-2),
     Way("top 10, attention", 10, ATTENTION),

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from oppu.model.attention import PackedLayout, use_layout
+from oppu.model.head import chosen_log_probs, plain_head
 from oppu.model.packing import Row, pack
 from oppu.model.tokens import Encoded
 
@@ -66,9 +68,14 @@ def answer_log_probs(model: PreTrainedModel, rows: Sequence[SlotRow]) -> torch.T
         offset += len(row.row)
     # examples that share their prompt ask for the same position: one line of logits serves them all
     kept, which = torch.unique(torch.tensor(parents, device=model.device), return_inverse=True)
-    logits = packed_logits(model, [r.row for r in rows], [r.slot for r in rows], kept)
-    log_probs = logits.float().log_softmax(-1)
-    return log_probs[which, torch.tensor(targets, device=model.device)]
+    chosen = torch.tensor(targets, device=model.device)
+    packed, slots = [r.row for r in rows], [r.slot for r in rows]
+    head = plain_head(model)
+    if head is None:
+        return packed_logits(model, packed, slots, kept).float().log_softmax(-1)[which, chosen]
+    with use_layout(PackedLayout(packed, slots, model.device, model.dtype)):
+        output = model.base_model(**_inputs(model, *_flat(model, packed)))
+    return chosen_log_probs(output.last_hidden_state[0, kept], head, which, chosen)
 
 
 def packed_logits(
@@ -79,28 +86,32 @@ def packed_logits(
     on_keys: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
     """Logits [M, V] at M `positions` of the rows laid one after another; `on_keys`: see PackedLayout."""
-    device = model.device
-    with use_layout(PackedLayout(rows, slots, device, model.dtype, on_keys)):
-        return layout_logits(
-            model,
-            # virtual tokens have no embedding of the model's own
-            torch.tensor([[max(t, 0) for row in rows for t in row.tokens]], device=device),
-            torch.tensor([[p for row in rows for p in row.positions]], device=device),
-            positions,
-        )[0]
+    with use_layout(PackedLayout(rows, slots, model.device, model.dtype, on_keys)):
+        return layout_logits(model, *_flat(model, rows), positions)[0]
 
 
 def layout_logits(
     model: PreTrainedModel, tokens: torch.Tensor, depths: torch.Tensor, positions: torch.Tensor | int
 ) -> torch.Tensor:
     """Logits [B, M, V] of tokens [B, T] at depths [B, T] under the current layout, for M positions of each line."""
-    output = model(
-        input_ids=tokens,
-        position_ids=depths,
-        # a mask of four dimensions is taken as it is; the layout does the masking
-        attention_mask=torch.empty(1, 1, 1, 1, device=tokens.device, dtype=model.dtype),
-        use_cache=False,
-        logits_to_keep=positions,
-    )
-    logits: torch.Tensor = output.logits
+    logits: torch.Tensor = model(**_inputs(model, tokens, depths), logits_to_keep=positions).logits
     return logits
+
+
+def _flat(model: PreTrainedModel, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens and depths [1, N] of the rows laid one after another."""
+    # virtual tokens have no embedding of the model's own
+    tokens = [max(token, 0) for row in rows for token in row.tokens]
+    depths = [depth for row in rows for depth in row.positions]
+    return torch.tensor([tokens], device=model.device), torch.tensor([depths], device=model.device)
+
+
+def _inputs(model: PreTrainedModel, tokens: torch.Tensor, depths: torch.Tensor) -> dict[str, Any]:
+    """What a model is called with under a layout."""
+    return {
+        "input_ids": tokens,
+        "position_ids": depths,
+        # a mask of four dimensions is taken as it is; the layout does the masking
+        "attention_mask": torch.empty(1, 1, 1, 1, device=tokens.device, dtype=model.dtype),
+        "use_cache": False,
+    }
