@@ -15,7 +15,6 @@ from oppu.model.embedded import EMBEDDED
 from oppu.recipes import recipe_for
 from oppu.records import User
 from oppu.tasks import Task, task_from_toml
-from oppu.train import Machine
 
 METHODS = ("base", "rag", "oppu", "oppu+rag")
 EPOCHS, BATCH_SIZE, NEWEST = 2, 4, 16
@@ -55,8 +54,6 @@ def run_demo(
             pairs=PAIRS,
         )
         place = out / task.name
-        cells = run(
-            experiment, dataset, place, fresh=fresh, command="oppu demo", machine=Machine(8, 1024), on_stage=on_stage
-        )
+        cells = run(experiment, dataset, place, fresh=fresh, command="oppu demo", on_stage=on_stage)
         shown.append(Shown(task, sample.task, dataset.users, cells, place))
     return shown

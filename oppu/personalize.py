@@ -25,6 +25,9 @@ from oppu.store import ModuleRecord, Store
 from oppu.tasks import Task, find_task
 from oppu.train import Job, Machine, Progress, TrainConfig, train
 
+USERS_TOGETHER = 16
+"""Users whose questions are answered together, unless Machine.slots says otherwise."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -225,8 +228,9 @@ def answer_users(
     machine = machine or Machine()
     answers: dict[str, list[str]] = {}
     limit = min(plan.train.max_tokens, base.max_tokens)
-    for first in range(0, len(users), machine.slots):
-        group = users[first : first + machine.slots]
+    together = machine.slots or USERS_TOGETHER
+    for first in range(0, len(users), together):
+        group = users[first : first + together]
         modules = _modules_of(base, plan, group, store)
         questions = [
             Question(place if modules[place] is not None else -1, example)

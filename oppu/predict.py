@@ -10,6 +10,7 @@ import torch
 from oppu.model.base import Base
 from oppu.model.decode import Decoder, Prompt
 from oppu.model.forward import SlotRow, answer_log_probs, passes, rows_of
+from oppu.model.memory import useful_tokens
 from oppu.model.tokens import Encoded, answer_text, encode, encode_answers
 from oppu.model.workers import workers_for
 from oppu.records import Example
@@ -30,14 +31,14 @@ def answer(
     questions: Sequence[Question],
     *,
     max_tokens: int = 2048,
-    tokens_per_pass: int = 2048,
+    tokens_per_pass: int | None = None,
     batch_size: int = 16,
     virtual_tokens: int = 0,
     on_done: Callable[[int], None] = lambda _: None,
 ) -> list[str]:
     """Answer each question in the task's way, in order. The bank with the modules must be attached.
 
-    `virtual_tokens`: of the modules, where they are soft prompts.
+    `tokens_per_pass`: None: as many as are useful. `virtual_tokens`: of the modules, where they are soft prompts.
     `on_done(n)`: called as n more questions are answered.
     """
     if task.kind == "text":
@@ -59,7 +60,7 @@ def score_labels(
     task: Task,
     questions: Sequence[Question],
     max_tokens: int = 2048,
-    tokens_per_pass: int = 2048,
+    tokens_per_pass: int | None = None,
     virtual_tokens: int = 0,
     on_done: Callable[[int], None] = lambda _: None,
 ) -> torch.Tensor:
@@ -71,7 +72,6 @@ def score_labels(
     by_slot: dict[int, list[Encoded]] = {}
     for question, labels in zip(questions, branches, strict=True):
         by_slot.setdefault(question.slot, []).extend(labels)
-    rows = [row for slot, listed in by_slot.items() for row in rows_of(slot, listed, tokens_per_pass)]
     found: dict[tuple[int, Encoded], float] = {}
     done = 0
     lock = threading.Lock()
@@ -88,7 +88,9 @@ def score_labels(
             on_done(done // len(task.labels) - before // len(task.labels))
 
     with workers_for(base.device) as workers:
-        workers.map(score, list(passes(rows, tokens_per_pass // workers.count)))
+        limit = tokens_per_pass or useful_tokens(base.device, workers.count)
+        rows = [row for slot, listed in by_slot.items() for row in rows_of(slot, listed, limit)]
+        workers.map(score, list(passes(rows, limit // workers.count)))
     return torch.tensor([[found[q.slot, b] for b in labels] for q, labels in zip(questions, branches, strict=True)])
 
 

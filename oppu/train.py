@@ -16,6 +16,7 @@ from oppu.model.bank import Bank, user_seed
 from oppu.model.base import Base
 from oppu.model.forward import SlotRow, answer_log_probs, passes, rows_of
 from oppu.model.kinds import LoraConfig, ModuleConfig
+from oppu.model.memory import slots_that_fit, tokens_that_fit
 from oppu.model.module import Module
 from oppu.model.tokens import Encoded
 from oppu.model.workers import Workers, workers_for
@@ -45,10 +46,11 @@ class TrainConfig:
 class Machine:
     """What decides speed and memory, and never a result."""
 
-    slots: int = 16
-    """Users trained at a time."""
-    tokens_per_pass: int = 1024
-    """Tokens under way at a time, over all cores, and the longest row of packed examples; memory grows with it."""
+    slots: int | None = None
+    """Users trained at a time; None: as many as fill a pass and fit into the memory there is."""
+    tokens_per_pass: int | None = None
+    """Tokens under way at a time, over all cores, and the longest row of packed examples; memory grows with it.
+    None: as many as are useful and fit into the memory there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +108,13 @@ def train(
     machine = machine or Machine()
     waiting = iter(jobs)
     learners: list[_Learner] = []
-    free = list(range(machine.slots))[::-1]
     with workers_for(base.device) as workers:
-        bank = Bank(base.model, config.module, max(machine.slots, workers.count))
-        engine = _Engine(base, bank, workers, machine.tokens_per_pass, on_progress)
+        tokens = machine.tokens_per_pass or tokens_that_fit(base.model, config.module, workers.count)
+        size = config.module.lay_out(base.model).size
+        slots = machine.slots or slots_that_fit(base.device, size, tokens)
+        free = list(range(slots))[::-1]
+        bank = Bank(base.model, config.module, max(slots, workers.count))
+        engine = _Engine(base, bank, workers, tokens, on_progress)
         with bank.attach():
             while True:
                 while free and (job := next(waiting, None)) is not None:

@@ -34,11 +34,12 @@ Newest = Annotated[
     int | None, typer.Option("--newest", min=1, help="Train on the newest so many items of a history. [default: all]")
 ]
 Slots = Annotated[
-    int | None, typer.Option("--slots", min=1, help="Users trained at a time; changes no result. [default: 16]")
+    int | None,
+    typer.Option("--slots", min=1, help="Users at a time; changes no result. [default: from the memory]"),
 ]
 TokensPerPass = Annotated[
     int | None,
-    typer.Option("--tokens-per-pass", min=64, help="Tokens in one pass; more needs more memory. [default: 1024]"),
+    typer.Option("--tokens-per-pass", min=64, help="Tokens under way at a time. [default: from the memory]"),
 ]
 Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over a history. [default: the base's]")]
 LearningRate = Annotated[

@@ -1,0 +1,80 @@
+"""How many tokens and users fit at a time: from the memory there is, and from what a token of this model takes.
+
+Glossary: P parameters of a module.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import torch
+from transformers import PreTrainedModel
+
+from oppu.model.bank import Bank
+from oppu.model.forward import packed_logits
+from oppu.model.kinds import ModuleConfig
+from oppu.model.packing import pack
+
+_USEFUL_TOKENS = {"cpu": 512, "mps": 4096, "cuda": 32768}
+"""Tokens of a pass beyond which nothing is gained: the products are large enough. On the CPU, of each worker's pass."""
+
+_SHARE_OF_ACTIVATIONS = 0.5
+"""Of the free memory; as much again is left for temporary values, and for what others do on the machine."""
+_SHARE_OF_MODULES = 0.1
+_PROBE_TOKENS = 32
+_MIN_SLOTS = 16
+_TOKENS_PER_USER = 64
+"""Distinct tokens of a user's step, at least: so many users fill a pass."""
+
+
+def useful_tokens(device: torch.device, workers: int) -> int:
+    """Tokens under way at a time beyond which nothing is gained, over all workers."""
+    return _USEFUL_TOKENS.get(device.type, _USEFUL_TOKENS["cuda"]) * workers
+
+
+def tokens_that_fit(model: PreTrainedModel, config: ModuleConfig, workers: int, free: int | None = None) -> int:
+    """Tokens under way at a time in training, over all workers: at least 64, at most what is useful."""
+    free = free_bytes(model.device) if free is None else free
+    fitting = int(_SHARE_OF_ACTIVATIONS * free) // bytes_per_token(model, config)
+    return max(64, min(fitting, useful_tokens(model.device, workers)))
+
+
+def slots_that_fit(device: torch.device, parameters: int, tokens: int, free: int | None = None) -> int:
+    """Users trained at a time, with modules of P `parameters`: enough to fill passes of `tokens`; at least 1."""
+    free = free_bytes(device) if free is None else free
+    each = 4 * 4 * parameters  # value, gradient and AdamW's two moments in float32
+    return max(1, min(int(_SHARE_OF_MODULES * free) // each, max(_MIN_SLOTS, tokens // _TOKENS_PER_USER)))
+
+
+def bytes_per_token(model: PreTrainedModel, config: ModuleConfig) -> int:
+    """What a token keeps in memory between forward and backward, found by counting it in a tiny pass."""
+    kept: dict[int, int] = {}
+    own = {weight.untyped_storage().data_ptr() for weight in model.state_dict().values()}
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    bank = Bank(model, config, 1)
+    bank.reset(0, seed=0)
+    row = pack([[*range(-config.virtual_tokens, 0), *([0] * _PROBE_TOKENS)]])
+    same: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor  # noqa: E731
+    with bank.attach(), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, same):
+        logits = packed_logits(model, [row], [0], torch.tensor([len(row) - 1], device=model.device))
+    del logits
+    return max(1, sum(kept.values()) // len(row))
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can still be had on a device; on the CPU within the container's limit, where there is one."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit, used = (int(Path("/sys/fs/cgroup", name).read_text()) for name in ("memory.max", "memory.current"))
+    except (OSError, ValueError):  # no container, or no limit ("max")
+        return free
+    return min(free, max(0, limit - used))
