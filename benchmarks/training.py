@@ -12,19 +12,25 @@ Distinct tokens are those of a user's batch with shared beginnings counted once;
 operations for each of them and each parameter that is no embedding. The machine's rate is that of the base's own matrix
 products, forward and backward, in the best of two ways to use the cores, measured in oppu's process.
 
+`--batches N` trains at most N batches of each user, drawn from the whole history: a history of 500 items is measured as
+it would go on. `--company 8,64` measures, instead, oppu's time per user with so many users, all of like histories.
+
     python benchmarks/training.py --tasks movie_tagging --json training.json
-    python benchmarks/training.py --tasks all --k 0,1 --newest 1,10,100,500 --published
+    python benchmarks/training.py --tasks all --k 0,1 --newest 1,10,100,500 --batches 2 --published
+    python benchmarks/training.py --company 8,64
 """
 
 import argparse
 import itertools
 import json
 import math
+import random
 import resource
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,7 +53,7 @@ from oppu.model.workers import workers_for
 from oppu.personalize import longest_histories
 from oppu.recipes import recipe_for
 from oppu.tasks import LAMP_TASKS, find_task
-from oppu.train import Job, Machine, TrainConfig, batches_of, learning_rate_factor, train
+from oppu.train import Job, TrainConfig, batches_of, learning_rate_factor, train
 
 
 @dataclass(frozen=True)
@@ -62,21 +68,25 @@ class Case:
     epochs: int
     batch_size: int
     base: str
-    slots: int
-    tokens_per_pass: int
+    batches: int | None = None
+    """Of each user, at most."""
+    copies: int = 1
+    """Every user stands so many times, under other names: users of like histories."""
 
 
 def jobs_of(case: Case, base: Base) -> list[Job]:
     """Each user's encoded examples."""
     task = find_task(case.task)
     users = longest_histories(read_dataset(Path(case.data), task).users, case.users)
-    return [
-        Job(
-            user.id,
-            tuple(encode(base.tokenizer, training_examples(task, user, Setting(case.k), None, case.newest), 2048)),
-        )
-        for user in users
-    ]
+    jobs = []
+    for user in users:
+        examples = training_examples(task, user, Setting(case.k), None, case.newest)
+        if case.batches is not None:
+            count = min(len(examples), case.batches * case.batch_size)
+            examples = random.Random(user.id).sample(examples, count)
+        encoded = tuple(encode(base.tokenizer, examples, 2048))
+        jobs += [Job(f"{user.id} {copy}" if copy else user.id, encoded) for copy in range(case.copies)]
+    return jobs
 
 
 def config_of(case: Case) -> TrainConfig:
@@ -87,8 +97,7 @@ def config_of(case: Case) -> TrainConfig:
 
 def run_oppu(case: Case, base: Base, jobs: list[Job]) -> dict[str, list[float]]:
     """All users at once; the losses of each user's steps."""
-    machine = Machine(case.slots, case.tokens_per_pass)
-    return {done.user_id: list(done.losses) for done in train(base, jobs, config_of(case), machine)}
+    return {done.user_id: list(done.losses) for done in train(base, jobs, config_of(case))}
 
 
 def run_peer(
@@ -177,7 +186,7 @@ def measure(side: str, case: Case) -> dict[str, Any]:
         started = time.perf_counter()
         losses = run_oppu(case, base, jobs)
         seconds, memory = time.perf_counter() - started, peak_memory_mib()
-        more["machine_gflops"] = matrix_rate(base, case.tokens_per_pass)
+        more["machine_gflops"] = matrix_rate(base, useful_tokens(base.device, torch.get_num_threads()))
     else:
         config = config_of(case)
         bank = Bank(base.model, config.module, 1)
@@ -249,7 +258,7 @@ def show(result: dict[str, Any]) -> None:
     """A case as a small table."""
     print(
         f"\n{result['task']}, k={result['k']}, {result['users']} users with at most {result['newest']} items, "
-        f"batches of {result['batch_size']}"
+        f"batches of {result['batch_size']}" + (f", {result['batches']} of each" if result["batches"] else "")
     )
     print(f"  {'':20}{'examples/s':>11}{'tokens/s':>10}{'distinct/s':>12}{'GFLOP/s':>9}{'peak MiB':>10}{'seconds':>9}")
     names = {"peer": "transformers + PEFT", "published": "published recipe", "oppu": "oppu"}
@@ -267,6 +276,30 @@ def show(result: dict[str, Any]) -> None:
     )
 
 
+def company(case: Case, counts: Sequence[int], repeats: int) -> list[dict[str, Any]]:
+    """Seconds per user with so many users, the median of several runs that take turns."""
+    seconds: dict[int, list[float]] = {count: [] for count in counts}
+    memory: dict[int, float] = {}
+    for _ in range(repeats):
+        for count in counts:
+            figures = in_own_process("oppu", replace(case, copies=math.ceil(count / case.users)))
+            seconds[count].append(figures["seconds"] / (case.users * math.ceil(count / case.users)))
+            memory[count] = figures["peak_memory_mib"]
+    found = [
+        {**asdict(case), "users": n, "seconds_per_user": statistics.median(seconds[n]), "peak_memory_mib": memory[n]}
+        for n in counts
+    ]
+    print(f"\n{case.task}, k={case.k}, users of {case.newest} items: seconds per user in company, {repeats} runs")
+    for line in found:
+        ratio = line["seconds_per_user"] / found[0]["seconds_per_user"]
+        print(
+            f"  {line['users']:4} users {line['seconds_per_user']:8.2f} s per user  ratio {ratio:.2f}"
+            f"  {line['peak_memory_mib']:7.0f} MiB",
+            flush=True,
+        )
+    return found
+
+
 def geometric_mean(results: list[dict[str, Any]]) -> float | None:
     """Of the ratios of the label and rating tasks without retrieval."""
     found = [r["ratio"] for r in results if r["k"] == 0 and find_task(r["task"]).kind != "text"]
@@ -280,12 +313,13 @@ def main() -> None:
     parser.add_argument("--data", default="../shared/data", help="folder with one folder per task")
     parser.add_argument("--k", default="0", help="numbers of retrieved items, separated by commas")
     parser.add_argument("--users", type=int, default=8)
+    parser.add_argument("--company", help="numbers of users, separated by commas: time per user in company")
+    parser.add_argument("--repeats", type=int, default=3, help="of --company")
     parser.add_argument("--newest", default="12", help="numbers of items of a history, separated by commas")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--batch-size", type=int, help="default: Table 4's for the task")
     parser.add_argument("--base", default=EMBEDDED)
-    parser.add_argument("--slots", type=int, default=8)
-    parser.add_argument("--tokens-per-pass", type=int, default=1024)
+    parser.add_argument("--batches", type=int, help="of each user, at most")
     parser.add_argument("--published", action="store_true", help="measure the published code's recipe, too")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--side", help=argparse.SUPPRESS)
@@ -300,14 +334,20 @@ def main() -> None:
         batch_size = options.batch_size or find_task(name).paper.batch_size
         case = Case(
             name, str(Path(options.data) / name), int(k), options.users, int(newest), options.epochs,
-            batch_size, options.base, options.slots, options.tokens_per_pass,
+            batch_size, options.base, options.batches,
         )  # fmt: skip
+        if options.company:
+            results += company(case, [int(n) for n in options.company.split(",")], options.repeats)
+            continue
         results.append(compare(case, options.published))
         show(results[-1])
         if options.json:  # after each case, so that an interruption loses one
             found = {"cases": results, "geometric_mean_label_k0": geometric_mean(results)}
             options.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
-    if (mean := geometric_mean(results)) is not None:
+    if options.company:
+        if options.json:
+            options.json.write_text(json.dumps({"company": results}, indent=1), encoding="utf-8")
+    elif (mean := geometric_mean(results)) is not None:
         print(f"\ngeometric mean of the ratios of label tasks without retrieval: {mean:.2f}")
 
 

@@ -18,6 +18,7 @@ from oppu.model.base import Base, make_base
 from oppu.model.decode import Decoder, Prompt
 from oppu.model.forward import answer_log_probs, rows_of
 from oppu.model.kinds import (
+    KINDS,
     Ia3Config,
     LoraConfig,
     LoraXsConfig,
@@ -235,6 +236,23 @@ class WithCore(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.linear(x) + self.scale * x @ self.a.T @ self.core.T @ self.b.T
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_user_alone_in_a_bank_of_two_and_in_one_of_32_gets_the_same_module(base: Base, kind: str) -> None:
+    config = replace(CONFIG, module=default_config(kind))
+    user = jobs(["medium"])[0]
+    ragged = [Job(f"user {n}", toy_examples(1 + 5 * n % 13, seed=n)) for n in range(32)]
+    modules, losses = [], []
+    for neighbours, slots in (([], 1), (ragged[:1], 2), (ragged, 32)):
+        company = [*neighbours[: len(neighbours) // 2], user, *neighbours[len(neighbours) // 2 :]]
+        found = {t.user_id: t for t in train(base, company, config, Machine(slots=slots))}
+        assert len(found) == len(company)
+        modules.append(dict(found[user.user_id].module.tensors))
+        losses.append(found[user.user_id].losses)
+    for other, seen in zip(modules[1:], losses[1:], strict=True):
+        assert difference(other, modules[0]) < 1e-4
+        assert seen == pytest.approx(losses[0], rel=1e-5)
 
 
 def test_lora_xs_in_company_equals_the_user_alone_with_a_plain_layer(base: Base) -> None:
