@@ -47,6 +47,7 @@ from oppu.examples import Setting, training_examples
 from oppu.model.bank import Bank, user_seed
 from oppu.model.base import Base, load_base
 from oppu.model.embedded import EMBEDDED, embedded_folder
+from oppu.model.memory import useful_tokens
 from oppu.model.packing import pack
 from oppu.model.tokens import Encoded, encode
 from oppu.model.workers import workers_for
