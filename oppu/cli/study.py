@@ -129,10 +129,12 @@ def _value(each: "Field[Any]", value: Any, kind: Any) -> Any:
 
 def _print(study: Study, outcome: Outcome) -> None:
     table = Table(title=study.title, title_justify="left", box=None, header_style="bold", pad_edge=False)
-    for place, column in enumerate(outcome.table.columns):
-        table.add_column(column.title, justify="right" if is_number(outcome.table, place) else "left")
+    places = [place for place, column in enumerate(outcome.table.columns) if column.brief]
+    for place in places:
+        right = is_number(outcome.table, place)
+        table.add_column(outcome.table.columns[place].title, justify="right" if right else "left")
     for row in outcome.table.rows:
-        table.add_row(*(shown(value, column) for value, column in zip(row, outcome.table.columns, strict=True)))
+        table.add_row(*(shown(row[place], outcome.table.columns[place]) for place in places))
     console = Console()
     console.print(table)
     console.print(f"\nThe paper: {study.paper}", highlight=False)

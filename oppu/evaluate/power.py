@@ -5,8 +5,8 @@ between users (tau²) and between the questions of a user (sigma²); a run to co
 drawn from that: users with replacement, and Q residuals for each. Drawing users and their questions as they stand would
 count the noise of the questions twice, so the users' means are drawn towards each other first (two-stage bootstrap with
 shrinkage, Davison and Hinkley, Bootstrap Methods and their Application, section 3.8). A true difference is put in by
-shifting. A run finds it where |t| = |mean| / standard error over its users exceeds what runs without a difference
-exceed in alpha of all cases.
+shifting. A run finds it where |t| = |mean| / standard error exceeds what runs without a difference exceed in alpha of
+all cases.
 """
 
 import math
@@ -27,7 +27,7 @@ SAMPLES = 4000
 _MEANS = {"accuracy": "correct", "mae": "absolute_error", "rouge1": "rouge1", "rougeL": "rougeL"}
 _RESIDUAL_MEANS = 20_000
 _DRAWN_AT_ONCE = 4_000_000
-_ROUNDING = 1e-12
+_ROUNDING = 1e-24
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,6 +47,11 @@ class Spread:
     """The users' gains around their mean, drawn together to the variance tau², [users]."""
     residuals: FloatArray
     """Of all questions, around their user's gain, of the variance sigma²; [0.0] where nobody has two."""
+
+    @property
+    def varies(self) -> bool:
+        """Whether anything is known about how the methods differ from user to user and from question to question."""
+        return self.between + (self.within or 0.0) > _ROUNDING
 
     def standard_error(self, users: int, queries: int) -> float:
         """sqrt((tau² + sigma² / Q) / U)."""
@@ -117,7 +122,11 @@ def power_of(
 ) -> list[float]:
     """Share of drawn runs of `users` with `queries` questions each that find each true difference.
 
-    ConfigError for fewer than two users, and where nobody has two questions and `queries` is not 1.
+    The estimated standard error varies as that of normal users does: chi² with U - 1 degrees. That of the drawn users
+    would mostly say whether the one user who is far off was drawn.
+
+    ConfigError for fewer than two users, and where nobody has two questions and `queries` is not 1; DataError where the
+    methods never differ.
     """
     if users < 2 or queries < 1:
         raise ConfigError(f"a run of {users} users with {queries} questions tests nothing", fix="use 2 users or more")
@@ -127,40 +136,37 @@ def power_of(
             where="--queries",
             fix="use --queries 1, or a run with several questions for a user",
         )
+    if not spread.varies:
+        raise DataError(["the two methods differ equally for everybody"], fix="compare others, or use a larger run")
     rng = np.random.default_rng([seed, users, queries])
-    means, errors = _drawn_runs(spread, users, queries, samples, rng)
-    # a run in which all users are alike has no spread to test with, and finds nothing
-    safe = np.where(errors > _ROUNDING, errors, np.inf)
-    critical = np.quantile(np.abs(means) / safe, 1 - alpha)
-    return [float((np.abs(means + difference) / safe > critical).mean()) for difference in differences]
+    means = _drawn_means(spread, users, queries, samples, rng)
+    errors = spread.standard_error(users, queries) * np.sqrt(rng.chisquare(users - 1, samples) / (users - 1))
+    critical = np.quantile(np.abs(means) / errors, 1 - alpha)
+    return [float((np.abs(means + difference) / errors > critical).mean()) for difference in differences]
 
 
 def users_needed(spread: Spread, difference: float, queries: int, power: float, alpha: float = ALPHA) -> int | None:
     """(z_{1-alpha/2} + z_power)² (tau² + sigma²/Q) / difference² + z_{1-alpha/2}² / 2, rounded up, at least 2.
 
-    The last term makes up for the estimated variance (Guenther 1981). None for a difference of 0.
+    The last term makes up for the estimated variance (Guenther 1981). None for a difference of 0, or where
+    the methods never differ.
     """
-    if difference == 0:
+    if difference == 0 or not spread.varies:
         return None
     outer, inner = NormalDist().inv_cdf(1 - alpha / 2), NormalDist().inv_cdf(power)
     variance = spread.standard_error(1, queries) ** 2
     return max(2, math.ceil((outer + inner) ** 2 * variance / difference**2 + outer**2 / 2))
 
 
-def _drawn_runs(
-    spread: Spread, users: int, queries: int, samples: int, rng: np.random.Generator
-) -> tuple[FloatArray, FloatArray]:
-    """Mean over users and its standard error of each run, [samples] each; the true difference is 0."""
+def _drawn_means(spread: Spread, users: int, queries: int, samples: int, rng: np.random.Generator) -> FloatArray:
+    """Mean gain over the users of each drawn run, [samples]; the true difference is 0."""
     noise = rng.choice(spread.residuals, (_RESIDUAL_MEANS, queries)).mean(axis=1)
     noise -= noise.mean()
-    means, errors = [], []
     step = max(1, _DRAWN_AT_ONCE // users)
-    for start in range(0, samples, step):
-        shape = (min(step, samples - start), users)
-        drawn = rng.choice(spread.deviations, shape) + rng.choice(noise, shape)
-        means.append(drawn.mean(axis=1))
-        errors.append(drawn.std(axis=1, ddof=1) / math.sqrt(users))
-    return np.concatenate(means), np.concatenate(errors)
+    shapes = [(min(step, samples - start), users) for start in range(0, samples, step)]
+    return np.concatenate(
+        [(rng.choice(spread.deviations, shape) + rng.choice(noise, shape)).mean(axis=1) for shape in shapes]
+    )
 
 
 def _scaled(values: FloatArray, variance: float) -> FloatArray:

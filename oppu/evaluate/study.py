@@ -41,6 +41,8 @@ class Column:
     """On the page."""
     digits: int | None = None
     """Decimals of its numbers on the page; None: as they are."""
+    brief: bool = True
+    """Whether the terminal shows it, too."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,15 +137,15 @@ _COLUMNS = (
     Column("slots", "Slots"),
     Column("items", "Items"),
     Column("tokens_per_item", "Tokens per item"),
-    Column("model_tokens_per_item", "Model tokens per item", 1),
-    Column("packed_tokens", "Packed tokens"),
+    Column("model_tokens_per_item", "Model tokens per item", 1, brief=False),
+    Column("packed_tokens", "Packed tokens", brief=False),
     Column("seconds", "Seconds", 2),
-    Column("least_seconds", "Least", 2),
-    Column("greatest_seconds", "Greatest", 2),
+    Column("least_seconds", "Least", 2, brief=False),
+    Column("greatest_seconds", "Greatest", 2, brief=False),
     Column("seconds_per_user", "Seconds per user", 2),
     Column("peak_mib", "Peak MiB", 0),
-    Column("training_mib", "of it training", 0),
-    Column("cuda_peak_mib", "CUDA peak MiB", 0),
+    Column("training_mib", "of it training", 0, brief=False),
+    Column("cuda_peak_mib", "CUDA peak MiB", 0, brief=False),
 )
 
 

@@ -47,6 +47,7 @@ class Settings:
 _DIFFERENCES = {"accuracy": (0.02, 0.05, 0.1), "mae": (0.05, 0.1, 0.2), "rouge1": (0.01, 0.02, 0.05)}
 _DIFFERENCES["rougeL"] = _DIFFERENCES["rouge1"]
 _QUERIES = (1, 10, 50)
+_ALIKE = "Left out, since nothing is known of how they differ: {}, alike everywhere."
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,7 +78,10 @@ class _Pair:
 def _run(settings: Settings, place: Workplace) -> Outcome:
     task, cells = _read_run(settings)
     metric = settings.metric or primary_metric(task)
-    pairs = [_pair(settings, task, a, b, metric) for a, b in _pairs(settings, task, cells)]
+    every = [_pair(settings, task, a, b, metric) for a, b in _pairs(settings, task, cells)]
+    pairs = [pair for pair in every if pair.spread.varies]
+    if not pairs:
+        raise DataError(["the methods answered alike everywhere"], where=str(settings.run), fix="use a larger run")
     found: dict[tuple[str, int, int], list[float]] = {}
     sizes = [(pair, queries, users) for pair in pairs for queries in pair.queries for users in _users(settings, pair)]
     for done, (pair, queries, users) in enumerate(sizes):
@@ -91,7 +95,7 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
         table=_table(pairs, settings, metric, found),
         facts=f"Run {settings.run}, task {task.name}: {first.users} users, {first.queries:g} questions each (median), "
         f"{TITLES[metric]}.",
-        notes=_notes(first.users),
+        notes=(*_notes(first.users), *(_ALIKE.format(pair.name) for pair in every if not pair.spread.varies)),
         numbers={"pairs": [_numbers(pair) for pair in pairs]},
     )
 
@@ -207,12 +211,13 @@ def _table(
     pairs: Sequence[_Pair], settings: Settings, metric: str, found: dict[tuple[str, int, int], list[float]]
 ) -> Table:
     users = sorted({count for pair in pairs for count in _users(settings, pair)})
+    own = {pair.spread.users for pair in pairs}
     columns = (
         Column("methods", "Methods"),
-        Column("metric", "Metric"),
+        Column("metric", "Metric", brief=False),
         Column("difference", "Difference", 3),
         Column("queries_per_user", "Questions per user"),
-        *(Column(f"power_{count}_users", f"{count:,} users", 2) for count in users),
+        *(Column(f"power_{count}_users", f"{count:,} users", 2, brief=count in own) for count in users),
         Column("users_needed", f"Users for {POWER:.0%}"),
     )
     rows: list[tuple[Value, ...]] = []
@@ -266,8 +271,8 @@ def _notes(users: int) -> tuple[str, ...]:
         f"alpha {ALPHA:g}. Runs are drawn from this run's users, with the variance between users and that between a "
         "user's questions told apart, and shifted to the true difference. Positive: the first method is better.",
         f"How much users differ is known from {users} users only: numbers of users needed have a standard error of "
-        f"about {off:.0%}. The variation from training seeds is not in them. Where the variance between users comes out "
-        "as 0, more questions seem to help without end, which more users would show to be wrong.",
+        f"about {off:.0%}. The variation from training seeds is not in them. Where the variance between users comes "
+        "out as 0, more questions seem to help without end, which more users would show to be wrong.",
     )
 
 
