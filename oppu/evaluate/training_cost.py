@@ -99,34 +99,38 @@ def _fields(task: Task, item: HistoryItem) -> frozenset[str]:
 
 @dataclass
 class Clock:
-    """Takes times of one base, which is loaded when the first is wanted."""
+    """Takes times of one base, which is loaded, and warmed up, when the first is wanted."""
 
     name: str
+    _is_warm: bool = False
 
     @cached_property
     def base(self) -> "Base":
+        """The base."""
         from oppu.model.base import load_base
 
         return load_base(self.name)
 
-    def seconds(self, case: Case, point: Point) -> dict[str, Any]:
-        """Wall-clock time of the training, and its tokens as packed."""
-        from oppu.train import train
+    def time(self, case: Case, point: Point) -> dict[str, Any]:
+        """Seconds of the training, by the clock on the wall and of all cores together, and its tokens."""
+        from oppu.train import Progress, train
 
         jobs, config, machine = case.training(self.base, point)
         tokens = 0
 
-        def count(news: Any) -> None:
+        def count(news: Progress) -> None:
             nonlocal tokens
             tokens += news.tokens
 
-        for _ in train(self.base, [replace(jobs[0], examples=jobs[0].examples[:4])], replace(config, epochs=1)):
-            pass  # caches and threads are warm from here on
-        started = time.perf_counter()
+        if not self._is_warm:
+            list(train(self.base, jobs, replace(config, epochs=1), machine))
+            self._is_warm = True
+        started, started_cpu = time.perf_counter(), time.process_time()
         for _ in train(self.base, jobs, config, machine, count):
             pass
         return {
             "seconds": time.perf_counter() - started,
+            "cpu_seconds": time.process_time() - started_cpu,
             "packed_tokens": tokens,
             "tokens_per_item": sum(len(e.tokens) for job in jobs for e in job.examples) / (point.users * point.items),
         }

@@ -126,7 +126,8 @@ _CAPTIONS = {
 _NOTES = (
     "Dots are medians of the repeats, upright lines reach from the least to the greatest, dashed lines are "
     "least-squares fits. Tokens per item are counted as the paper does, between spaces, over the fields of an item's "
-    "prompt and answer; the table also has the tokens that the model sees, with the prompt's fixed words.",
+    "prompt and answer; the table also has the tokens that the model sees, with the prompt's fixed words. CPU seconds "
+    "are those of all cores together, which other work on the machine disturbs less.",
     "Packed tokens: what one training computes, shared beginnings of a user's batch counted once. Memory is that of "
     "the whole process, at its peak, with torch and the base in it.",
 )
@@ -143,6 +144,7 @@ _COLUMNS = (
     Column("least_seconds", "Least", 2, brief=False),
     Column("greatest_seconds", "Greatest", 2, brief=False),
     Column("seconds_per_user", "Seconds per user", 2),
+    Column("cpu_seconds", "CPU seconds", 2),
     Column("peak_mib", "Peak MiB", 0),
     Column("training_mib", "of it training", 0, brief=False),
     Column("cuda_peak_mib", "CUDA peak MiB", 0, brief=False),
@@ -256,7 +258,7 @@ def _times(
         for task, point in list(wanted)[:: 1 if repeat % 2 == 0 else -1]:
             place.on_stage("time", done, repeats * len(wanted))
             case = wanted[task, point]
-            measure = partial(clock.seconds, case, point)
+            measure = partial(clock.time, case, point)
             found[task, point].append(place.measured(_inputs("time", case, point, context, repeat), measure))
             done += 1
     place.on_stage("time", done, done)
@@ -282,6 +284,7 @@ def _row(
         min(seconds),
         max(seconds),
         median(seconds) / point.users,
+        median(each["cpu_seconds"] for each in times),
         held.get("peak_mib"),
         training,
         held.get("cuda_peak_mib"),
