@@ -353,9 +353,8 @@ def test_points_are_measured_in_turn_forth_and_back_and_an_interrupted_study_goe
 def test_the_sample_tasks_are_measured_by_default(
     made_world: World, measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        Clock, "time", lambda *_: dict(seconds=1.0, cpu_seconds=2.0, packed_tokens=1, tokens_per_item=1)
-    )
+    value = {"seconds": 1.0, "cpu_seconds": 2.0, "packed_tokens": 1, "tokens_per_item": 1}
+    monkeypatch.setattr(Clock, "time", lambda *_: value)
     done("study", "efficiency", "--base", made_world.base, "--repeats", "1", "--out", tmp_path / "out")
     found = table(tmp_path / "out", "efficiency")
     assert {row["task"] for row in found if row["varied"] == "history items"} == {"note_filing", "subject_line"}

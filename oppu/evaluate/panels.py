@@ -18,6 +18,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 """A shape for each, for those to whom the colours look alike."""
 
 _PANEL_PX = (400, 270)
+_IN_A_ROW = 4
+"""Entries of a legend."""
 _IN_FILE = """<style>
 svg { --paper: #fdfdfb; color: #1f2328; background: var(--paper); }
 @media (prefers-color-scheme: dark) { svg { --paper: #15171a; color: #e3e4e3; } }
@@ -78,8 +80,17 @@ def lines_of(
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.grid(axis="y")
-        if any(each.label for each in series):
-            axes.legend(frameon=False, handletextpad=0.2, borderaxespad=0.2, labelspacing=0.3)
+        if any(each.label for each in series):  # above the plot, where no line runs
+            axes.legend(
+                loc="lower left",
+                bbox_to_anchor=(0, 1),
+                ncols=_IN_A_ROW,
+                frameon=False,
+                handletextpad=0.1,
+                columnspacing=1.2,
+                borderaxespad=0,
+                borderpad=0.3,
+            )
 
     return draw
 
@@ -103,12 +114,14 @@ def figure_svg(name: str, panels: Sequence[Panel]) -> str:
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
     with rc_context(STYLE):
-        size = (columns * _PANEL_PX[0] / INCH, rows * (_PANEL_PX[1] + 20) / INCH)
+        size = (columns * _PANEL_PX[0] / INCH, rows * (_PANEL_PX[1] + 30) / INCH)
         figure = Figure(figsize=size, layout="constrained")
         for place, panel in enumerate(panels):
             axes = figure.add_subplot(rows, columns, place + 1)
-            axes.set_title(panel.title, loc="left", fontsize=9.5, fontweight="bold")
             panel.draw(axes)
+            legend = axes.get_legend()
+            rows_above = 0 if legend is None else math.ceil(len(legend.get_texts()) / _IN_A_ROW)
+            axes.set_title(panel.title, loc="left", fontsize=9.5, fontweight="bold", pad=6 + 13 * rows_above)
         text = inline(name, svg_text(name, figure))
     return re.sub(r"<svg([^>]*)>", rf'<svg xmlns="http://www.w3.org/2000/svg"\1>\n{_IN_FILE}', text, count=1) + "\n"
 

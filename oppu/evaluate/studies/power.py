@@ -92,11 +92,11 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
     return Outcome(
         found=tuple(_sentence(pair, metric, found) for pair in pairs),
         panels=tuple(panel for pair in pairs for panel in _panels(pair, settings, metric, found)),
-        table=_table(pairs, settings, metric, found),
+        table=_table(pairs, settings, found),
         facts=f"Run {settings.run}, task {task.name}: {first.users} users, {first.queries:g} questions each (median), "
         f"{TITLES[metric]}.",
         notes=(*_notes(first.users), *(_ALIKE.format(pair.name) for pair in every if not pair.spread.varies)),
-        numbers={"pairs": [_numbers(pair) for pair in pairs]},
+        numbers={"metric": metric, "pairs": [_numbers(pair) for pair in pairs]},
     )
 
 
@@ -187,12 +187,12 @@ def _panels(
     looks: dict[str, Any] = {"log_x": True, "top": 1.03, "level": POWER}
     return (
         Panel(
-            f"{pair.name}: by difference",
+            f"{pair.name}, by difference",
             lines_of(by_difference, "users", "power", **looks),
             f"{_count(queries)} of each user. The thin line: {POWER:.0%}.",
         ),
         Panel(
-            f"{pair.name}: by questions of each user",
+            f"{pair.name}, by questions",
             lines_of(by_queries, "users", "power", **looks),
             f"A true difference of {number(difference)} in {TITLES[metric]}.",
         ),
@@ -207,18 +207,15 @@ def _count(queries: int) -> str:
     return f"{queries} question" + ("" if queries == 1 else "s")
 
 
-def _table(
-    pairs: Sequence[_Pair], settings: Settings, metric: str, found: dict[tuple[str, int, int], list[float]]
-) -> Table:
+def _table(pairs: Sequence[_Pair], settings: Settings, found: dict[tuple[str, int, int], list[float]]) -> Table:
     users = sorted({count for pair in pairs for count in _users(settings, pair)})
     own = {pair.spread.users for pair in pairs}
     columns = (
         Column("methods", "Methods"),
-        Column("metric", "Metric", brief=False),
         Column("difference", "Difference", 3),
         Column("queries_per_user", "Questions per user"),
-        *(Column(f"power_{count}_users", f"{count:,} users", 2, brief=count in own) for count in users),
         Column("users_needed", f"Users for {POWER:.0%}"),
+        *(Column(f"power_{count}_users", f"{count:,} users", 2, brief=count in own) for count in users),
     )
     rows: list[tuple[Value, ...]] = []
     for pair in pairs:
@@ -228,11 +225,10 @@ def _table(
                 rows.append(
                     (
                         pair.name,
-                        metric,
                         difference,
                         queries,
-                        *(each[place] if each is not None else None for each in powers),
                         users_needed(pair.spread, difference, queries, POWER),
+                        *(each[place] if each is not None else None for each in powers),
                     )
                 )
     return Table(columns, tuple(rows))
@@ -247,7 +243,10 @@ def _sentence(pair: _Pair, metric: str, found: dict[tuple[str, int, int], list[f
     gain = f"{pair.name}: gain {signed(spread.gain)} in {TITLES[metric]}"
     what = f"If {number(difference)} is the true difference, a run of this size finds it with a power of {power:.2f}"
     sentence = f"{gain}. {what}; {POWER:.0%} needs {needed:,} users with {_count(queries)} each"
-    return f"{sentence}, or {more:,} with {most}." if most > queries else f"{sentence}."
+    sentence += f", or {more:,} with {most}." if most > queries else "."
+    return (
+        sentence if spread.between else f"{sentence} No variance between users was found beyond that of the questions."
+    )
 
 
 def _numbers(pair: _Pair) -> dict[str, Any]:
