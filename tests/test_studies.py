@@ -288,11 +288,11 @@ def test_a_text_task_and_one_without_prompts_have_items_of_that_size_too() -> No
 def test_a_study_of_training_costs_has_a_row_for_every_point(finished: Path) -> None:
     found = table(finished, "efficiency")
     axes = [row["varied"] for row in found]
-    assert axes == ["history items"] * 3 + ["tokens per item"] * 3 + ["users"] * 2 + ["slots"] * 2
+    assert axes == ["items"] * 3 + ["tokens"] * 3 + ["users"] * 2 + ["slots"] * 2
     for row in found:
         assert 0 < float(row["least_seconds"]) <= float(row["seconds"]) <= float(row["greatest_seconds"])
         assert float(row["seconds_per_user"]) == pytest.approx(float(row["seconds"]) / int(row["users"]))
-        assert (row["peak_mib"] == "") == (row["varied"] in ("history items", "tokens per item"))
+        assert (row["peak_mib"] == "") == (row["varied"] in ("items", "tokens"))
         assert row["cuda_peak_mib"] == ""
     packed = [int(row["packed_tokens"]) for row in found]
     assert packed[:3] == sorted(set(packed[:3]))
@@ -306,8 +306,9 @@ def test_the_page_of_training_costs_has_its_figures_and_the_lines_of_both_axes(f
     page = Page((finished / "report.html").read_text(encoding="utf-8"))
     assert page.plots == 6
     text = " ".join("".join(page.text).split())
-    assert re.search(r"from 2 to 4 history items the time goes from .* s for each further item, R² ", text)
-    assert re.search(r"from 4 to 8 tokens per item the time goes from .* s for each further token", text)
+    found = r"linear in {}, R² [^ ]+, [^ ]+ s for each {} more; from {} {} the time goes from"
+    assert re.search(found.format("history items", "item", "2 to 4", "history items"), text)
+    assert re.search(found.format("tokens per item", "token of each item", "4 to 8", "tokens per item"), text)
     fits = json.loads((finished / "efficiency.json").read_text())["fits"]
     assert fits["seconds by items, colour"].keys() == {"slope", "intercept", "r_squared"}
     assert fits["seconds by users, colour"] is None  # two points make no line
@@ -357,7 +358,7 @@ def test_the_sample_tasks_are_measured_by_default(
     monkeypatch.setattr(Clock, "time", lambda *_: value)
     done("study", "efficiency", "--base", made_world.base, "--repeats", "1", "--out", tmp_path / "out")
     found = table(tmp_path / "out", "efficiency")
-    assert {row["task"] for row in found if row["varied"] == "history items"} == {"note_filing", "subject_line"}
+    assert {row["task"] for row in found if row["varied"] == "items"} == {"note_filing", "subject_line"}
     assert {row["task"] for row in found if row["varied"] == "users"} == {"note_filing"}
 
 

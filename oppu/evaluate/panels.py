@@ -76,7 +76,8 @@ def lines_of(
             axes.axhline(level, color=LINE_COLOR, linewidth=0.8)
         if log_x:
             _log_axis(axes, sorted({x for each in series for x in each.x}))
-        axes.set_ylim(bottom=0, top=top)
+        highest = max(y for each in series for y in (*each.y, *(high for _, high in each.ranges)))
+        axes.set_ylim(0, 1.08 * highest if top is None else top)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.grid(axis="y")

@@ -116,6 +116,8 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
     )
 
 
+_LINEAR, _CLOSE = 0.98, 0.9
+"""R² from which growth is called linear, and close to linear."""
 _AXES = {"items": "history items", "words": "tokens per item", "users": "users", "slots": "slots"}
 _CAPTIONS = {
     "items": "One user.",
@@ -125,9 +127,10 @@ _CAPTIONS = {
 }
 _NOTES = (
     "Dots are medians of the repeats, upright lines reach from the least to the greatest, dashed lines are "
-    "least-squares fits. Tokens per item are counted as the paper does, between spaces, over the fields of an item's "
-    "prompt and answer; the table also has the tokens that the model sees, with the prompt's fixed words. CPU seconds "
-    "are those of all cores together, which other work on the machine disturbs less.",
+    f"least-squares fits; linear: R² from {_LINEAR}, close to linear: from {_CLOSE}. Tokens of an item are counted as "
+    "the paper does, between spaces, over the fields of its prompt and answer; model tokens are those that the base "
+    "sees, with the prompt's fixed words. CPU seconds are those of all cores together, which other work on the machine "
+    "disturbs less.",
     "Packed tokens: what one training computes, shared beginnings of a user's batch counted once. Memory is that of "
     "the whole process, at its peak, with torch and the base in it.",
 )
@@ -137,14 +140,14 @@ _COLUMNS = (
     Column("users", "Users"),
     Column("slots", "Slots"),
     Column("items", "Items"),
-    Column("tokens_per_item", "Tokens per item"),
-    Column("model_tokens_per_item", "Model tokens per item", 1, brief=False),
+    Column("tokens_per_item", "Tokens"),
+    Column("model_tokens_per_item", "Model tokens", 1, brief=False),
     Column("packed_tokens", "Packed tokens", brief=False),
     Column("seconds", "Seconds", 2),
     Column("least_seconds", "Least", 2, brief=False),
     Column("greatest_seconds", "Greatest", 2, brief=False),
-    Column("seconds_per_user", "Seconds per user", 2),
-    Column("cpu_seconds", "CPU seconds", 2),
+    Column("seconds_per_user", "Per user", 2),
+    Column("cpu_seconds", "CPU seconds", 2, brief=False),
     Column("peak_mib", "Peak MiB", 0),
     Column("training_mib", "of it training", 0, brief=False),
     Column("cuda_peak_mib", "CUDA peak MiB", 0, brief=False),
@@ -272,7 +275,7 @@ def _row(
     held = memory if memory is not None and axis.with_memory else {}
     training = held["peak_mib"] - held["before_training_mib"] if held else None
     return (
-        _AXES[axis.name],
+        "tokens" if axis.name == "words" else axis.name,
         axis.case.task.name,
         point.users,
         point.slots,
@@ -306,28 +309,31 @@ def _memory_series(axis: _Axis, memory: Mapping[_Key, Mapping[str, Any]]) -> Ser
 
 def _time_sentence(axis: _Axis, series: Series) -> str:
     x, y = series.x, series.y
-    span = f"{series.label}: from {x[0]:g} to {x[-1]:g} {_AXES[axis.name]}"
-    what = f"{span} the time goes from {y[0]:.2f} s to {y[-1]:.2f} s"
+    span = f"from {x[0]:g} to {x[-1]:g} {_AXES[axis.name]} the time goes from {y[0]:.2f} s to {y[-1]:.2f} s"
+    if axis.name == "slots":
+        return f"{series.label}: {span}."
     if axis.name == "users":
-        what += f", from {y[0] / x[0]:.2f} s to {y[-1] / x[-1]:.2f} s for each user"
-    return f"{what}; {_line(series.fit, 's', _ONE[axis.name])}." if axis.name != "slots" else f"{what}."
+        span += f", from {y[0] / x[0]:.2f} s to {y[-1] / x[-1]:.2f} s for each user"
+    return f"{series.label}: {_line(series.fit, 's', axis.name)}; {span}."
 
 
 def _memory_sentence(axis: _Axis, series: Series) -> str:
     x, y = series.x, series.y
-    return (
-        f"{series.label}: from {x[0]:g} to {x[-1]:g} {_AXES[axis.name]} the peak memory goes from {y[0]:,.0f} MiB to "
-        f"{y[-1]:,.0f} MiB; {_line(series.fit, 'MiB', _ONE[axis.name])}."
+    span = (
+        f"from {x[0]:g} to {x[-1]:g} {_AXES[axis.name]} the peak memory goes from {y[0]:,.0f} MiB to {y[-1]:,.0f} MiB"
     )
+    return f"{series.label}: {_line(series.fit, 'MiB', axis.name)}; {span}."
 
 
 _ONE = {"items": "item", "words": "token of each item", "users": "user", "slots": "slot"}
 
 
-def _line(fit: Line | None, unit: str, one: str) -> str:
+def _line(fit: Line | None, unit: str, axis: str) -> str:
+    """How straight the growth is, and how steep."""
     if fit is None:
-        return "with fewer than three sizes no line is fitted"
-    return f"the line has {_number(fit.slope)} {unit} for each further {one}, R² {fit.r_squared:.3f}"
+        return "fewer than three sizes show no line"
+    shape = "linear" if fit.r_squared >= _LINEAR else "close to linear" if fit.r_squared >= _CLOSE else "not linear"
+    return f"{shape} in {_AXES[axis]}, R² {fit.r_squared:.3f}, {_number(fit.slope)} {unit} for each {_ONE[axis]} more"
 
 
 def _number(value: float) -> str:
