@@ -77,7 +77,7 @@ def lines_of(
         if log_x:
             _log_axis(axes, sorted({x for each in series for x in each.x}))
         highest = max(y for each in series for y in (*each.y, *(high for _, high in each.ranges)))
-        axes.set_ylim(0, 1.08 * highest if top is None else top)
+        axes.set_ylim(0, top if top is not None else 1.08 * highest or 1.0)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.grid(axis="y")
