@@ -2,9 +2,10 @@
 
 import os
 import platform
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+
+import psutil
 
 from oppu import __version__
 
@@ -25,15 +26,9 @@ def machine() -> dict[str, str | int]:
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
-        "memory_mib": _memory_mib(),
+        "memory_mib": psutil.virtual_memory().total >> 20,
         "accelerator": accelerator,
     }
-
-
-def kib_of(status: str, key: str) -> int | None:
-    """A line of a file under /proc (`VmHWM:  1234 kB`); None where it is missing."""
-    found: Mapping[str, str] = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
-    return int(found[key].split()[0]) if key in found else None
 
 
 def _processor() -> str:
@@ -42,10 +37,3 @@ def _processor() -> str:
     except OSError:
         return platform.processor() or "unknown"
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
-
-
-def _memory_mib() -> int:
-    try:
-        return (kib_of(Path("/proc/meminfo").read_text(encoding="utf-8"), "MemTotal") or 0) // 1024
-    except OSError:
-        return 0

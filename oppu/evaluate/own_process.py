@@ -1,5 +1,6 @@
 """A measurement in a process of its own, so that peak memory is its own."""
 
+import re
 import resource
 import signal
 import sys
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from oppu.errors import ModelError
-from oppu.evaluate.circumstances import kib_of
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -33,9 +33,9 @@ def peak_memory_mib() -> float:
     """The most memory that this process has held so far, in MiB; Linux counts from the start of the program."""
     status = Path("/proc/self/status")
     if status.is_file():  # ru_maxrss would begin with what the parent held
-        peak = kib_of(status.read_text(encoding="utf-8"), "VmHWM")
-        if peak is not None:
-            return peak / 1024
+        found = re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(encoding="utf-8"), re.MULTILINE)
+        if found is not None:
+            return int(found[1]) / 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 

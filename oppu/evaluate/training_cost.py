@@ -37,6 +37,7 @@ class Case:
     corpus: tuple[HistoryItem, ...]
     base: str
     epochs: int | None
+    tokens_per_pass: int
     fingerprint: str
     """Over task and corpus, hexadecimal."""
 
@@ -59,7 +60,7 @@ class Case:
             Job(user.id, tuple(encode(base.tokenizer, training_examples(self.task, user), limit)))
             for user in self.users(point)
         ]
-        return jobs, config, Machine(slots=point.slots)
+        return jobs, config, Machine(point.slots, self.tokens_per_pass)
 
 
 def users_of_size(task: Task, corpus: Sequence[HistoryItem], users: int, items: int, words: int) -> list[User]:

@@ -67,6 +67,9 @@ class Settings:
         "Numbers of slots, each with the most users. [default: the scale's]", None, least=1
     )
     epochs: int | None = option("Passes over a history. [default: the scale's]", None, least=1)
+    tokens_per_pass: int | None = option(
+        "Tokens in one pass; more needs more memory. [default: as many as are useful]", None, least=64
+    )
     repeats: int = option("Measurements of each time; the median counts.", 3, least=1)
 
 
@@ -132,7 +135,8 @@ _NOTES = (
     "sees, with the prompt's fixed words. CPU seconds are those of all cores together, which other work on the machine "
     "disturbs less.",
     "Packed tokens: what one training computes, shared beginnings of a user's batch counted once. Memory is that of "
-    "the whole process, at its peak, with torch and the base in it.",
+    "the whole process, at its peak, with torch and the base in it; it grows with users until their batches fill a "
+    "pass, and then with each slot's module alone.",
 )
 _COLUMNS = (
     Column("varied", "Varied"),
@@ -169,9 +173,13 @@ def _scale(settings: Settings) -> Scale:
 
 def _cases(settings: Settings, scale: Scale) -> list[Case]:
     """The given task, or the two sample tasks; one that is wanted with longer items than it takes is refused."""
+    import torch
+
     from oppu.data import read_dataset
     from oppu.data.sample import sample_tasks
+    from oppu.model.base import best_device
     from oppu.model.embedded import EMBEDDED
+    from oppu.model.memory import useful_tokens
     from oppu.tasks import find_task
 
     if (settings.task is None) != (settings.data is None):
@@ -181,6 +189,8 @@ def _cases(settings: Settings, scale: Scale) -> list[Case]:
         found = [(find_task(settings.task), settings.data)]
     else:
         found = [(find_task(str(sample.task)), sample.data) for sample in sample_tasks()]
+    # not what fits just now: a point measured later would have other passes
+    tokens = settings.tokens_per_pass or useful_tokens(best_device(), torch.get_num_threads())
     cases = []
     for task, data in found:
         dataset = read_dataset(data, task)
@@ -195,7 +205,7 @@ def _cases(settings: Settings, scale: Scale) -> list[Case]:
             )
         items = json.dumps([dict(item.fields) for item in corpus])
         fingerprint = hashlib.sha256(f"{task.model_dump_json()}\n{items}".encode()).hexdigest()
-        cases.append(Case(task, tuple(corpus), settings.base or EMBEDDED, scale.epochs, fingerprint))
+        cases.append(Case(task, tuple(corpus), settings.base or EMBEDDED, scale.epochs, tokens, fingerprint))
     return cases
 
 
@@ -224,6 +234,7 @@ def _inputs(what: str, case: Case, point: Point, context: Mapping[str, Any], rep
         "task": case.task.name,
         "case": case.fingerprint,
         "epochs": case.epochs,
+        "tokens_per_pass": case.tokens_per_pass,
         **asdict(point),
         "repeat": repeat,
         **context,
