@@ -44,7 +44,7 @@ _SCALES = {
         tuple(range(10, 101, 10)), tuple(range(10, 101, 10)), 100, 10, (1, 2, 4, 8, 16, 32), (1, 2, 4, 8, 16, 32), None
     ),
 }
-_USERS_ITEMS, _USERS_WORDS = 6, 20
+_USERS_ITEMS, _USERS_WORDS = 4, 20
 """Size of a history where the number of users or slots varies."""
 _CORPUS = 2000
 """Items whose text is used; more than this no scale needs."""
@@ -93,7 +93,8 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
     context = _context(cases[0].base)
     memory = _memories(axes, context, place)
     times = _times(axes, context, settings.repeats, place)
-    rows, panels, found, fits = [], [], [], {}
+    rows, panels, found = [], [], []
+    fits: dict[str, Line | None] = {}
     for axis in axes:
         for point in axis.points:
             rows.append(_row(axis, point, times[axis.case.task.name, point], memory.get((axis.case.task.name, point))))
@@ -102,8 +103,11 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
         series = [_time_series(axis, times) for axis in these]
         panels.append(Panel(f"Time against {_AXES[name]}", lines_of(series, _AXES[name], "seconds"), _CAPTIONS[name]))
         for axis, each in zip(these, series, strict=True):
-            found.append(_time_sentence(axis, each))
-            fits[f"seconds by {name}, {axis.case.task.name}"] = each.fit
+            cpu = _time_series(axis, times, "cpu_seconds").fit
+            found.append(_time_sentence(axis, each, cpu))
+            fits |= {
+                f"{what} by {name}, {each.label}": fit for what, fit in (("seconds", each.fit), ("cpu_seconds", cpu))
+            }
     for axis in (axis for axis in axes if axis.with_memory):
         each = _memory_series(axis, memory)
         panels.append(Panel(f"Memory against {_AXES[axis.name]}", lines_of([each], _AXES[axis.name], "peak MiB")))
@@ -305,8 +309,8 @@ def _row(
     )
 
 
-def _time_series(axis: _Axis, times: Mapping[_Key, Sequence[Mapping[str, Any]]]) -> Series:
-    measured = [[each["seconds"] for each in times[axis.case.task.name, point]] for point in axis.points]
+def _time_series(axis: _Axis, times: Mapping[_Key, Sequence[Mapping[str, Any]]], what: str = "seconds") -> Series:
+    measured = [[each[what] for each in times[axis.case.task.name, point]] for point in axis.points]
     x, y = [axis.x(point) for point in axis.points], [median(each) for each in measured]
     fit = fit_line(x, y) if axis.name != "slots" else None  # slots change the way, not the work: no line is expected
     return Series(axis.case.task.name, tuple(x), tuple(y), tuple((min(each), max(each)) for each in measured), fit)
@@ -318,14 +322,15 @@ def _memory_series(axis: _Axis, memory: Mapping[_Key, Mapping[str, Any]]) -> Ser
     return Series(axis.case.task.name, tuple(x), tuple(y), (), fit_line(x, y))
 
 
-def _time_sentence(axis: _Axis, series: Series) -> str:
+def _time_sentence(axis: _Axis, series: Series, cpu: Line | None) -> str:
     x, y = series.x, series.y
     span = f"from {x[0]:g} to {x[-1]:g} {_AXES[axis.name]} the time goes from {y[0]:.2f} s to {y[-1]:.2f} s"
     if axis.name == "slots":
         return f"{series.label}: {span}."
     if axis.name == "users":
         span += f", from {y[0] / x[0]:.2f} s to {y[-1] / x[-1]:.2f} s for each user"
-    return f"{series.label}: {_line(series.fit, 's', axis.name)}; {span}."
+    of_cpu = f" CPU time: R² {cpu.r_squared:.3f}." if cpu is not None else ""
+    return f"{series.label}: {_line(series.fit, 's', axis.name)}; {span}.{of_cpu}"
 
 
 def _memory_sentence(axis: _Axis, series: Series) -> str:
