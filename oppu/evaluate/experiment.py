@@ -6,12 +6,10 @@ and modules lie in the run's own store, so that the answers can be looked into l
 
 import hashlib
 import json
-import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from oppu import __version__
 from oppu.adapt import AdaptConfig, adapt_into_store
 from oppu.errors import ConfigError, DataError, ModelError
 from oppu.evaluate.baselines import baselines
+from oppu.evaluate.circumstances import versions
 from oppu.evaluate.report import write_report
 from oppu.evaluate.results import Cell, Prediction, read_cells, write_cell, write_results
 from oppu.examples import PLAIN, Setting
@@ -243,9 +242,5 @@ def _config(experiment: Experiment, command: str) -> Mapping[str, Any]:
     return {
         "command": command,
         **{k: v for k, v in asdict(experiment).items() if k != "task"},
-        "versions": {
-            "oppu": __version__,
-            "python": platform.python_version(),
-            **{package: version(package) for package in ("torch", "transformers", "peft")},
-        },
+        "versions": versions(),
     }

@@ -20,13 +20,13 @@ BETTER_COLOR = "#3b82c4"
 WORSE_COLOR = "#d07c2e"
 LINE_COLOR = "#8b919a"
 
-_PAPER = "#fdfcfb"  # stands for the page's background
-_INCH = 96.0
+PAPER = "#fdfcfb"  # stands for the page's background
+INCH = 96.0
 _MAX_CURVES = 150
 _MAX_POINTS = 160
 _MAX_NAMED = 30
 
-_STYLE = {
+STYLE = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 8.5,
@@ -65,7 +65,7 @@ def plot_marks(name: str, marks: Sequence[Mark], width_px: float) -> str:
     with _figure(width_px, 40 + 22 * len(marks)) as (figure, axes):
         for row, mark in enumerate(marks):
             axes.plot([mark.low, mark.high], [row, row], color=mark.color, linewidth=1.6, solid_capstyle="butt")
-            face = _PAPER if mark.hollow else mark.color
+            face = PAPER if mark.hollow else mark.color
             axes.plot([mark.value], [row], "o", markersize=6, markerfacecolor=face, markeredgecolor=mark.color)
         _name_rows(axes, [mark.label for mark in marks])
         return _svg(name, figure)
@@ -164,25 +164,30 @@ def _figure(width_px: float, height_px: float) -> Iterator[tuple[Any, Any]]:
     from matplotlib import rc_context  # slow to import, and only a report needs it
     from matplotlib.figure import Figure
 
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(width_px / _INCH, height_px / _INCH), layout="constrained")
+    with rc_context(STYLE):
+        figure = Figure(figsize=(width_px / INCH, height_px / INCH), layout="constrained")
         yield figure, figure.add_subplot()
 
 
 def _svg(name: str, figure: Any) -> str:
+    return inline(name, svg_text(name, figure))
+
+
+def svg_text(name: str, figure: Any) -> str:
+    """The figure as matplotlib writes it; `name` decides the ids, so that the same values give the same text."""
     from matplotlib import rc_context
 
     buffer = io.StringIO()
     with rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's own fonts draw the text
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return _inline(name, buffer.getvalue())
+    return buffer.getvalue()
 
 
-def _inline(name: str, svg: str) -> str:
+def inline(name: str, svg: str) -> str:
     """The <svg> element alone, without namespaces and metadata, its ids and references to them prefixed by `name`."""
     svg = svg[svg.index("<svg") :]
-    svg = svg.replace(_PAPER, "var(--paper)")
+    svg = svg.replace(PAPER, "var(--paper)")
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", svg)
     svg = re.sub(r'\bid="([^"]*)"', rf'id="{name}-\1"', svg)

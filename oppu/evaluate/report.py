@@ -4,13 +4,10 @@ Cells, config and history sizes in, a page out; all numbers are computed here fr
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from importlib.resources import files
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
-
-from jinja2 import Environment, StrictUndefined
 
 from oppu.evaluate.comparisons import (
     Comparison,
@@ -23,6 +20,7 @@ from oppu.evaluate.comparisons import (
     score_cells,
 )
 from oppu.evaluate.metrics import HIGHER_IS_BETTER, metrics_of, primary_metric
+from oppu.evaluate.page import fill_page, flatten
 from oppu.evaluate.plots import PERSONAL_COLOR, PLAIN_COLOR, Mark, plot_curves, plot_gains, plot_marks
 from oppu.evaluate.results import Cell, predictions_file
 from oppu.evaluate.significance import LEVEL, POWER, SAMPLES, SEED, PairedDifference
@@ -61,9 +59,8 @@ def render(task: Task, config: Mapping[str, Any], cells: Sequence[Cell], history
     """The report's HTML; the same values give the same text."""
     scored = score_cells(task, cells)
     comparisons = compare(task, cells)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files("oppu.evaluate").joinpath("report.html.j2").read_text(encoding="utf-8"))
-    return template.render(
+    return fill_page(
+        "report.html.j2",
         task=task,
         base=config.get("base"),
         command=config.get("command"),
@@ -75,7 +72,7 @@ def render(task: Task, config: Mapping[str, Any], cells: Sequence[Cell], history
         metric_plots=_metric_plots(task, scored),
         gain_plots=_gain_plots(task, cells, history_sizes),
         curve_plots=_curve_plots(cells),
-        settings=[pair for pair in _flatten(config) if pair[0] != "command"],
+        settings=[pair for pair in flatten(config) if pair[0] != "command"],
         notes=[_NOTES[metric].format(labels=len(task.labels)) for metric in metrics_of(task) if metric in _NOTES],
         bootstrap={"samples": f"{SAMPLES:,}", "seed": SEED, "level": f"{LEVEL:.0%}", "power": f"{POWER:.0%}"},
         total=duration(sum(cell.seconds for cell in cells)),
@@ -239,14 +236,3 @@ def _curve_plots(cells: Sequence[Cell]) -> list[dict[str, str]]:
     return [
         {"title": _name(cell), "svg": plot_curves(f"curve{index}", cell.curves)} for index, cell in enumerate(trained)
     ]
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested settings as (dotted key, text)."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        elif isinstance(value, list | tuple | set | frozenset):
-            yield f"{prefix}{key}", ", ".join(str(part) for part in value) or "none"
-        else:
-            yield f"{prefix}{key}", "none" if value is None else str(value)

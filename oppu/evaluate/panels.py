@@ -1,0 +1,133 @@
+"""The figure of a study: panels, each drawn twice, alone for the page and together as one SVG file.
+
+In the page each panel is a figure that wraps on a narrow screen; the file carries its own colours for light and dark.
+"""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from oppu.evaluate.fit import Line
+from oppu.evaluate.plots import INCH, LINE_COLOR, STYLE, inline, svg_text
+
+COLORS = ("#3b82c4", "#d07c2e", "#3d9a6b", "#a268c4", "#8b919a", "#c4504f")
+"""Middle tones that read on light and dark, in the order of their use."""
+MARKERS = ("o", "s", "^", "D", "v", "P")
+"""A shape for each, for those to whom the colours look alike."""
+
+_PANEL_PX = (400, 270)
+_IN_A_ROW = 4
+"""Entries of a legend."""
+_IN_FILE = """<style>
+svg { --paper: #fdfdfb; color: #1f2328; background: var(--paper); }
+@media (prefers-color-scheme: dark) { svg { --paper: #15171a; color: #e3e4e3; } }
+text { fill: currentColor; }
+</style>"""
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """A part of a figure."""
+
+    title: str
+    draw: Callable[[Any], None]
+    """Draws on matplotlib's axes."""
+    caption: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Points with their ranges, joined by lines or with a fitted one."""
+
+    label: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    ranges: tuple[tuple[float, float], ...] = ()
+    """(least, greatest) of each y; empty: none are drawn."""
+    fit: Line | None = None
+    """Drawn in place of the lines from point to point."""
+
+
+def lines_of(
+    series: Sequence[Series],
+    x_label: str,
+    y_label: str,
+    *,
+    log_x: bool = False,
+    top: float | None = None,
+    level: float | None = None,
+) -> Callable[[Any], None]:
+    """Draws series from zero on; `top`: the greatest y of the axis; `level`: a thin line across."""
+
+    def draw(axes: Any) -> None:
+        for place, each in enumerate(series):
+            color, marker = COLORS[place % len(COLORS)], MARKERS[place % len(MARKERS)]
+            for x, (low, high) in zip(each.x, each.ranges, strict=False):
+                axes.plot([x, x], [low, high], color=color, linewidth=1.4, alpha=0.7)
+            if each.fit is None:
+                axes.plot(each.x, each.y, color=color, linewidth=1.4)
+            else:
+                ends = [min(each.x), max(each.x)]
+                axes.plot(ends, [each.fit.at(x) for x in ends], color=color, linewidth=1.2, linestyle=(0, (4, 2)))
+            axes.plot(each.x, each.y, marker, markersize=5, color=color, label=each.label)
+        if level is not None:
+            axes.axhline(level, color=LINE_COLOR, linewidth=0.8)
+        if log_x:
+            _log_axis(axes, sorted({x for each in series for x in each.x}))
+        highest = max(y for each in series for y in (*each.y, *(high for _, high in each.ranges)))
+        axes.set_ylim(0, top if top is not None else 1.08 * highest or 1.0)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.grid(axis="y")
+        if any(each.label for each in series):  # above the plot, where no line runs
+            axes.legend(
+                loc="lower left",
+                bbox_to_anchor=(0, 1),
+                ncols=_IN_A_ROW,
+                frameon=False,
+                handletextpad=0.1,
+                columnspacing=1.2,
+                borderaxespad=0,
+                borderpad=0.3,
+            )
+
+    return draw
+
+
+def panel_svg(name: str, panel: Panel) -> str:
+    """One panel as an <svg> inside a page; `name` makes its ids its own."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=(_PANEL_PX[0] / INCH, _PANEL_PX[1] / INCH), layout="constrained")
+        panel.draw(figure.add_subplot())
+        return inline(name, svg_text(name, figure))
+
+
+def figure_svg(name: str, panels: Sequence[Panel]) -> str:
+    """All panels, two in a row, as an SVG file."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    with rc_context(STYLE):
+        size = (columns * _PANEL_PX[0] / INCH, rows * (_PANEL_PX[1] + 30) / INCH)
+        figure = Figure(figsize=size, layout="constrained")
+        for place, panel in enumerate(panels):
+            axes = figure.add_subplot(rows, columns, place + 1)
+            panel.draw(axes)
+            legend = axes.get_legend()
+            rows_above = 0 if legend is None else math.ceil(len(legend.get_texts()) / _IN_A_ROW)
+            axes.set_title(panel.title, loc="left", fontsize=9.5, fontweight="bold", pad=6 + 13 * rows_above)
+        text = inline(name, svg_text(name, figure))
+    return re.sub(r"<svg([^>]*)>", rf'<svg xmlns="http://www.w3.org/2000/svg"\1>\n{_IN_FILE}', text, count=1) + "\n"
+
+
+def _log_axis(axes: Any, ticks: Sequence[float]) -> None:
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
+    axes.minorticks_off()

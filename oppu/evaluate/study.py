@@ -1,0 +1,235 @@
+"""A study: one question about personal modules, asked with one command, answered with one figure and one table.
+
+Each file in `studies/` holds one, called STUDY. Its settings are a frozen dataclass, and each field is an option of
+`oppu study NAME`. What it measures is kept in the folder under its inputs: a measurement whose inputs are the same is
+not repeated, and one more value in a list costs that value's measurements alone.
+"""
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import pkgutil
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from oppu.errors import ConfigError, DataError
+from oppu.evaluate import studies
+from oppu.evaluate.circumstances import machine, versions
+from oppu.evaluate.page import fill_page, flatten
+from oppu.evaluate.panels import Panel, figure_svg, panel_svg
+from oppu.store.files import make_folders, os_errors, write_atomically
+
+Value = str | int | float | None
+
+_KEPT = "measurements"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a study's table."""
+
+    name: str
+    """In the CSV and the JSON; with its unit."""
+    title: str
+    """On the page."""
+    digits: int | None = None
+    """Decimals of its numbers on the page; None: as they are."""
+    brief: bool = True
+    """Whether the terminal shows it, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Numbers of a study, one row for each case."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Value, ...], ...]
+    """A value for each column; None: there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a study found."""
+
+    found: tuple[str, ...]
+    """In a sentence each, with the numbers."""
+    panels: tuple[Panel, ...]
+    """The figure."""
+    table: Table
+    facts: str
+    """On what: data, base, sizes; under the headline."""
+    notes: tuple[str, ...] = ()
+    """What a reader must know to read figure and table."""
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+    """What else the JSON holds: fits, for instance."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """Where a study works: its folder, what was measured there before, and whom it tells how far it is."""
+
+    out: Path
+    on_stage: Callable[[str, int, int], None] = lambda name, done, total: None
+
+    def measured(self, inputs: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """What `measure` gives for these inputs, or gave when it was last done; both are plain JSON values."""
+        text = json.dumps(inputs, sort_keys=True)
+        path = self.out / _KEPT / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
+        if path.is_file():
+            return _read_measurement(path, json.loads(text))
+        value = dict(measure())
+        with os_errors(path.parent):
+            make_folders(path.parent)
+        write_atomically(path, _json({"inputs": inputs, "value": value}))
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """One study."""
+
+    name: str
+    """On the command line, and of its files."""
+    title: str
+    summary: str
+    """One line for `oppu study`."""
+    help: str
+    """What it does, for `oppu study NAME --help`, with an example."""
+    source: str
+    """Where the paper has it, such as Figure 8; empty: it has not."""
+    paper: str
+    """What the paper found, in a sentence."""
+    settings: type[Any]
+    """A frozen dataclass, its fields made by `option`."""
+    run: Callable[[Any, Workplace], Outcome]
+
+
+def option(text: str, default: Any = MISSING, *, least: float | None = None) -> Any:
+    """A field of a study's settings: an option with this help; without a default it must be given."""
+    return field(default=default, metadata={"help": text, "least": least})
+
+
+def all_studies() -> tuple[Study, ...]:
+    """Those in `studies/`, by name."""
+    names = sorted(module.name for module in pkgutil.iter_modules(studies.__path__))
+    return tuple(import_module(f"{studies.__name__}.{name}").STUDY for name in names)
+
+
+def run_study(
+    study: Study,
+    settings: Any,
+    out: Path,
+    *,
+    fresh: bool = False,
+    command: str = "",
+    on_stage: Callable[[str, int, int], None] = lambda name, done, total: None,
+) -> Outcome:
+    """Run a study and write NAME.json, NAME.csv, NAME.svg and report.html to `out`; what is measured is kept.
+
+    ConfigError where `out` holds something else, whose report would be lost.
+    """
+    _prepare(study, out, fresh)
+    outcome = study.run(settings, Workplace(out, on_stage))
+    config = {"settings": asdict(settings), "versions": versions(), "machine": machine()}
+    record = {
+        "study": study.name,
+        "title": study.title,
+        "source": study.source,
+        "paper": study.paper,
+        "found": outcome.found,
+        "facts": outcome.facts,
+        "command": command,
+        **config,
+        "table": [dict(zip(_names(outcome.table), row, strict=True)) for row in outcome.table.rows],
+        **outcome.numbers,
+    }
+    write_atomically(out / f"{study.name}.json", _json(record))
+    write_atomically(out / f"{study.name}.csv", _csv(outcome.table).encode())
+    write_atomically(out / f"{study.name}.svg", figure_svg(study.name, outcome.panels).encode())
+    write_atomically(out / "report.html", _page(study, outcome, command, config).encode())
+    return outcome
+
+
+def shown(value: Value, column: Column) -> str:
+    """A value of the table for people."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if isinstance(value, str) or column.digits is None:
+        return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,.{column.digits}f}".replace("-", "−")
+
+
+def is_number(table: Table, place: int) -> bool:
+    """Whether a column holds numbers and stands on the right."""
+    return any(isinstance(row[place], int | float) for row in table.rows)
+
+
+def _prepare(study: Study, out: Path, fresh: bool) -> None:
+    files = [out / f"{study.name}.{ending}" for ending in ("json", "csv", "svg")] + [out / "report.html"]
+    with os_errors(out):
+        make_folders(out)
+        record, content = out / "study.json", _json({"study": study.name})
+        if any(out.iterdir()) and not (record.is_file() and record.read_bytes() == content):
+            raise ConfigError(
+                f"holds something else than the study '{study.name}'", where=str(out), fix="use another --out"
+            )
+        if fresh:
+            shutil.rmtree(out / _KEPT, ignore_errors=True)
+            for file in files:
+                file.unlink(missing_ok=True)
+    write_atomically(record, content)
+
+
+def _read_measurement(path: Path, inputs: object) -> dict[str, Any]:
+    with os_errors(path):
+        text = path.read_bytes()
+    try:
+        kept = json.loads(text)
+        if kept["inputs"] == inputs:
+            return dict(kept["value"])
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise DataError(["is damaged"], where=str(path), fix="delete the file to measure it again")
+
+
+def _page(study: Study, outcome: Outcome, command: str, config: Mapping[str, Any]) -> str:
+    table = outcome.table
+    return fill_page(
+        "study.html.j2",
+        study=study,
+        outcome=outcome,
+        command=command,
+        panels=[(panel, panel_svg(f"panel{place}", panel)) for place, panel in enumerate(outcome.panels)],
+        columns=[(column.title, is_number(table, place)) for place, column in enumerate(table.columns)],
+        rows=[[shown(value, column) for value, column in zip(row, table.columns, strict=True)] for row in table.rows],
+        settings=list(flatten(config)),
+    )
+
+
+def _csv(table: Table) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_names(table))
+    writer.writerows(table.rows)
+    return text.getvalue()
+
+
+def _names(table: Table) -> Sequence[str]:
+    return [column.name for column in table.columns]
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False, default=_plain) + "\n").encode()
+
+
+def _plain(value: object) -> object:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return str(value)

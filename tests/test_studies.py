@@ -1,0 +1,503 @@
+"""Studies: what one leaves behind, what is not measured twice, and what is refused."""
+
+import csv
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import typer
+from holding import be_killed, fail, hold
+from shell import World, contents, done, refused
+from toys import COLOUR, MOTTO, REMARK, colour_user
+from typer.testing import CliRunner
+
+from oppu.cli.study import _command
+from oppu.errors import ConfigError, DataError, ModelError
+from oppu.evaluate import studies
+from oppu.evaluate.fit import fit_line
+from oppu.evaluate.own_process import in_own_process
+from oppu.evaluate.panels import Panel, Series, lines_of
+from oppu.evaluate.results import Cell, Prediction, write_cell, write_results
+from oppu.evaluate.study import Column, Outcome, Study, Table, Workplace, all_studies, option, run_study
+from oppu.evaluate.training_cost import Clock, users_of_size
+from oppu.tasks import BUILT_IN
+
+TINY = ("--items", "2,3,4", "--tokens", "4,6,8", "--users", "1,2", "--slots", "1,2", "--epochs", "1", "--repeats", "2")
+
+
+@pytest.fixture(scope="module")
+def arguments(made_world: World) -> list[object]:
+    """Of a study of training costs on a tiny base."""
+    world = made_world
+    return ["study", "efficiency", "--task", world.task, "--data", world.data, "--base", world.base, *TINY]
+
+
+@pytest.fixture(scope="module")
+def finished(arguments: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study of training costs, not to be changed."""
+    out = tmp_path_factory.mktemp("study") / "efficiency"
+    done(*arguments, "--out", out)
+    return out
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What is measured from now on; no process is started for memory."""
+    calls: list[str] = []
+    original = Clock.time
+
+    def time(self: Clock, case: Any, point: Any) -> dict[str, Any]:
+        calls.append(f"time {point.items} x {point.words}, {point.users}/{point.slots}")
+        return original(self, case, point)
+
+    def in_process(_: Any, given: Any) -> dict[str, Any]:
+        calls.append(f"memory {given[1].users}/{given[1].slots}")
+        return {"peak_mib": 20.0, "before_training_mib": 10.0, "cuda_peak_mib": None}
+
+    monkeypatch.setattr(Clock, "time", time)
+    monkeypatch.setattr("oppu.evaluate.own_process.in_own_process", in_process)
+    return calls
+
+
+def table(out: Path, name: str) -> list[dict[str, str]]:
+    with (out / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# the frame
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Of a study made up here."""
+
+    place: Path = option("A folder.")
+    sizes: tuple[int, ...] = option("Sizes.", (1, 2), least=1)
+    shares: tuple[float, ...] | None = option("Shares.", None)
+    rounds: int = option("Rounds.", 3, least=1)
+
+
+def squares(settings: Settings, place: Workplace) -> Outcome:
+    """Squares of the sizes, each computed once."""
+    found = []
+    for size in settings.sizes:
+        place.on_stage("squares", len(found), len(settings.sizes))
+
+        def square(size: int = size) -> dict[str, Any]:
+            with (settings.place / "computed").open("a") as file:
+                file.write(f"{size} ")
+            return {"square": size**2}
+
+        found.append(place.measured({"size": size, "rounds": settings.rounds}, square)["square"])
+    line = Series("<squares>", tuple(map(float, settings.sizes)), tuple(map(float, found)))
+    return Outcome(
+        found=(f"{len(found)} squares & no more.",),
+        panels=(Panel("Squares", lines_of([line], "size", "square")), Panel("Again", lines_of([line], "x", "y"))),
+        table=Table(
+            (Column("size", "Size"), Column("square", "Square", 1), Column("why", "Why")),
+            tuple((size, square, "" if size > 1 else None) for size, square in zip(settings.sizes, found, strict=True)),
+        ),
+        facts=f"{len(found)} sizes",
+        numbers={"shares": settings.shares},
+    )
+
+
+MADE = Study("made", "Squares <of sizes>", "squares", "Square.", "Table 9", "They are 1 & 4.", Settings, squares)
+
+
+def made_up(*arguments: object) -> Any:
+    """The made-up study from the command line."""
+    app = typer.Typer()
+    app.command("made")(_command(MADE))
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_studies_are_listed_with_a_line_each() -> None:
+    listed = " ".join(done("study").split())
+    assert [each.name for each in all_studies()] == ["efficiency", "power"]
+    for each in all_studies():
+        assert f"{each.name} {each.source or '–'}" in listed
+
+
+def test_a_new_study_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "zzz_made.py").write_text("from test_studies import MADE as STUDY\n", encoding="utf-8")
+    monkeypatch.setattr(studies, "__path__", [*studies.__path__, str(tmp_path)])
+    assert [each.name for each in all_studies()] == ["efficiency", "power", "made"]
+
+
+def test_the_study_in_the_documents_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "studies.md").read_text(encoding="utf-8")
+    (tmp_path / "zzz_squares.py").write_text(text.split("```python\n")[1].split("```")[0], encoding="utf-8")
+    monkeypatch.setattr(studies, "__path__", [*studies.__path__, str(tmp_path)])
+    written = all_studies()[-1]
+    app = typer.Typer()
+    app.command(written.name)(_command(written))
+    ran = CliRunner().invoke(app, ["--sizes", "2,3", "--out", str(tmp_path / "out")])
+    assert "The greatest square is 9." in ran.output
+    assert (tmp_path / "out" / "squares.csv").read_text() == "size,square\n2,4\n3,9\n"
+
+
+def test_the_fields_of_the_settings_are_options(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ran = made_up("--place", tmp_path, "--sizes", "3, 2,3", "--shares", "0.5,1", "--out", out)
+    assert ran.exit_code == 0, ran.output
+    written = json.loads((out / "made.json").read_text(encoding="utf-8"))
+    assert written["settings"] == {"place": str(tmp_path), "sizes": [3, 2], "shares": [0.5, 1.0], "rounds": 3}
+    assert written["shares"] == [0.5, 1.0]
+    assert made_up("--sizes", "3").exit_code == 2  # --place is missing
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--sizes", "1,two"), "--sizes: '1,two' is no list of whole numbers; use for example --sizes 1,2,4"),
+        (("--sizes", "1,0"), "--sizes: 0 is less than 1; use 1 or more"),
+        (("--shares", ""), "--shares: '' is no list of numbers; use for example --shares 1,2,4"),
+    ],
+)
+def test_a_list_that_is_none_is_refused(tmp_path: Path, given: tuple[str, str], message: str) -> None:
+    ran = made_up("--place", tmp_path, "--out", tmp_path / "out", *given)
+    assert isinstance(ran.exception, ConfigError)
+    assert str(ran.exception) == message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_study_leaves_numbers_table_figure_and_page(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_study(MADE, Settings(tmp_path), out, command="oppu study made --place <here>")
+    written = json.loads((out / "made.json").read_text(encoding="utf-8"))
+    assert written["table"] == [{"size": 1, "square": 1, "why": None}, {"size": 2, "square": 4, "why": ""}]
+    assert (written["study"], written["command"]) == ("made", "oppu study made --place <here>")
+    assert {"oppu", "torch", "python"} <= written["versions"].keys()
+    assert {"processor", "cores", "accelerator"} <= written["machine"].keys()
+    assert (out / "made.csv").read_text() == "size,square,why\n1,1,\n2,4,\n"
+    root = ElementTree.parse(out / "made.svg").getroot()
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert {"Squares", "Again", "<squares>"} <= {text.strip() for text in root.itertext()}
+
+
+def test_the_page_is_well_formed_fetches_nothing_and_says_what_paper_and_run_found(tmp_path: Path) -> None:
+    from test_report import Page
+
+    run_study(MADE, Settings(tmp_path), tmp_path / "out", command="oppu study made")
+    html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    page = Page(html)
+    assert not re.search(r"https?://|@import|url\((?!#)", html)
+    assert page.plots == 2
+    assert len(page.ids) == len(set(page.ids))
+    text = " ".join("".join(page.text).split())
+    for part in ("Squares <of sizes>", "The paper (Table 9). They are 1 & 4.", "This run. 2 squares & no more.", "4.0"):
+        assert part in text
+    assert {"made.csv", "made.json", "made.svg"} <= set(page.targets)
+
+
+def test_the_same_inputs_are_measured_once_and_new_ones_alone(tmp_path: Path) -> None:
+    def run(*sizes: int, rounds: int = 3, fresh: bool = False) -> list[str]:
+        (tmp_path / "computed").write_text("")
+        run_study(MADE, Settings(tmp_path, sizes, None, rounds), tmp_path / "out", fresh=fresh)
+        return (tmp_path / "computed").read_text().split()
+
+    assert run(1, 2) == ["1", "2"]
+    before = (tmp_path / "out" / "made.csv").read_bytes()
+    assert run(1, 2) == []
+    assert (tmp_path / "out" / "made.csv").read_bytes() == before
+    assert run(1, 2, 5) == ["5"]
+    assert run(1, 2, rounds=4) == ["1", "2"]
+    assert run(1, fresh=True) == ["1"]
+    assert len(list((tmp_path / "out" / "measurements").iterdir())) == 1
+
+
+def test_the_same_numbers_give_the_same_page_and_figure(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        run_study(MADE, Settings(tmp_path), tmp_path / name)
+    for file in ("report.html", "made.svg", "made.csv", "made.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_a_folder_with_something_else_in_it_is_left_as_it_is(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "report.html").write_text("of an experiment")
+    before = contents(out)
+    for fresh in (False, True):
+        with pytest.raises(ConfigError, match="holds something else than the study 'made'; use another --out"):
+            run_study(MADE, Settings(tmp_path), out, fresh=fresh)
+    assert contents(out) == before
+
+
+def test_a_damaged_measurement_is_named_and_not_taken(tmp_path: Path) -> None:
+    run_study(MADE, Settings(tmp_path), tmp_path / "out")
+    file = next((tmp_path / "out" / "measurements").iterdir())
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(DataError, match=f"{file.name}: is damaged; delete the file to measure it again"):
+        run_study(MADE, Settings(tmp_path), tmp_path / "out")
+
+
+# a process of its own
+
+
+def test_memory_of_a_process_of_its_own_is_its_own() -> None:
+    held = bytearray(300 << 20)
+    held[::4096] = b"x" * len(held[::4096])
+    (small, little), (large, much) = (in_own_process(hold, mib) for mib in (1, 150))
+    assert len({os.getpid(), small, large}) == 3
+    assert little < 200 < 300
+    assert 130 < much - little < 170
+
+
+def test_an_error_in_a_process_of_its_own_comes_back_and_a_killed_process_is_said() -> None:
+    with pytest.raises(ModelError, match="there: it broke; do it otherwise"):
+        in_own_process(fail, "it broke")
+    with pytest.raises(ModelError, match="ended from outside, perhaps for want of memory"):
+        in_own_process(be_killed, 9)
+
+
+# lines
+
+
+def test_a_line_is_found_with_its_r_squared() -> None:
+    line = fit_line([1, 2, 3], [5, 7, 9])
+    assert line is not None
+    assert (line.slope, line.intercept, line.r_squared, line.at(10)) == pytest.approx((2, 3, 1, 23))
+    bent = fit_line([1, 2, 3, 4], [1, 4, 9, 16])
+    assert bent is not None
+    assert bent.r_squared == pytest.approx(0.9689, abs=1e-4)
+    flat = fit_line([1, 2, 3], [4, 4, 4])
+    assert flat is not None
+    assert (flat.slope, flat.r_squared) == (pytest.approx(0, abs=1e-12), 1.0)
+    assert fit_line([1, 2, 2], [1, 2, 3]) is None
+
+
+# efficiency
+
+
+def test_items_have_the_words_that_are_asked_for_and_begin_differently() -> None:
+    corpus = [item for name in ("a", "b", "c") for item in colour_user(name, 5).history]
+    users = users_of_size(COLOUR, corpus, 3, 7, 9)
+    assert [user.id for user in users] == ["user0", "user1", "user2"]
+    texts = [item.fields["text"] for user in users for item in user.history]
+    assert [len(text.split()) for text in texts] == [8] * 21  # the ninth is the colour
+    assert len(set(texts)) == 21
+    assert all(item.fields["colour"] in COLOUR.labels for user in users for item in user.history)
+
+
+def test_a_text_task_and_one_without_prompts_have_items_of_that_size_too() -> None:
+    from toys import motto_user
+
+    corpus = motto_user("a", 6).history
+    for task in (MOTTO, REMARK):
+        (user,) = users_of_size(task, corpus, 1, 4, 12)
+        sizes = [len(item.fields["text"].split()) for item in user.history]
+        assert sizes == ([10] * 4 if task is MOTTO else [12] * 4)  # a motto has two words
+
+
+def test_a_study_of_training_costs_has_a_row_for_every_point(finished: Path) -> None:
+    found = table(finished, "efficiency")
+    axes = [row["varied"] for row in found]
+    assert axes == ["items"] * 3 + ["tokens"] * 3 + ["users"] * 2 + ["slots"] * 2
+    for row in found:
+        assert 0 < float(row["least_seconds"]) <= float(row["seconds"]) <= float(row["greatest_seconds"])
+        assert float(row["seconds_per_user"]) == pytest.approx(float(row["seconds"]) / int(row["users"]))
+        assert (row["peak_mib"] == "") == (row["varied"] in ("items", "tokens"))
+        assert row["cuda_peak_mib"] == ""
+    packed = [int(row["packed_tokens"]) for row in found]
+    assert packed[:3] == sorted(set(packed[:3]))
+    assert packed[3:6] == sorted(set(packed[3:6]))
+    assert all(100 < float(row["peak_mib"]) < 4000 for row in found if row["peak_mib"])  # torch alone has 100
+
+
+def test_the_page_of_training_costs_has_its_figures_and_the_lines_of_both_axes(finished: Path) -> None:
+    from test_report import Page
+
+    page = Page((finished / "report.html").read_text(encoding="utf-8"))
+    assert page.plots == 6
+    text = " ".join("".join(page.text).split())
+    found = r"linear in {}, R² [^ ]+, [^ ]+ s for each {} more; from {} {} the time goes from"
+    assert re.search(found.format("history items", "item", "2 to 4", "history items"), text)
+    assert re.search(found.format("tokens per item", "token of each item", "4 to 8", "tokens per item"), text)
+    fits = json.loads((finished / "efficiency.json").read_text())["fits"]
+    assert fits["seconds by items, colour"].keys() == {"slope", "intercept", "r_squared"}
+    assert fits["seconds by users, colour"] is None  # two points make no line
+
+
+def test_a_rerun_measures_nothing_and_one_more_size_itself_alone(
+    finished: Path, arguments: list[object], measured: list[str]
+) -> None:
+    before = (finished / "efficiency.csv").read_bytes()
+    done(*arguments, "--out", finished)
+    assert measured == []
+    assert (finished / "efficiency.csv").read_bytes() == before
+    done(*arguments, "--items", "2,3,4,5", "--out", finished)
+    assert measured == ["time 5 x 30, 1/1"] * 2
+    done(*arguments, "--repeats", "3", "--out", finished)
+    assert len(measured) == 2 + 9  # a repeat of every point; users 2, slots 2 lies on two axes
+    measured.clear()
+    done(*arguments, "--out", finished)
+    assert (measured, (finished / "efficiency.csv").read_bytes()) == ([], before)
+
+
+def test_points_are_measured_in_turn_forth_and_back_and_an_interrupted_study_goes_on(
+    arguments: list[object], measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = Clock.time
+
+    def interrupted(self: Clock, case: Any, point: Any) -> dict[str, Any]:
+        if len(measured) == 8:
+            raise KeyboardInterrupt
+        return counted(self, case, point)
+
+    monkeypatch.setattr(Clock, "time", interrupted)
+    with pytest.raises(AssertionError):
+        done(*arguments, "--out", tmp_path / "out")
+    assert len(list((tmp_path / "out" / "measurements").iterdir())) == 8
+    monkeypatch.setattr(Clock, "time", counted)
+    done(*arguments, "--out", tmp_path / "out")
+    times = [each for each in measured if each.startswith("time")]
+    assert len(times) == 18
+    assert times[9:] == times[:9][::-1]
+
+
+def test_the_sample_tasks_are_measured_by_default(
+    made_world: World, measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value = {"seconds": 1.0, "cpu_seconds": 2.0, "packed_tokens": 1, "tokens_per_item": 1}
+    monkeypatch.setattr(Clock, "time", lambda *_: value)
+    done("study", "efficiency", "--base", made_world.base, "--repeats", "1", "--out", tmp_path / "out")
+    found = table(tmp_path / "out", "efficiency")
+    assert {row["task"] for row in found if row["varied"] == "items"} == {"note_filing", "subject_line"}
+    assert {row["task"] for row in found if row["varied"] == "users"} == {"note_filing"}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--task", "movie_tagging"), "--task needs --data"),
+        (("--scale", "huge"), "--scale: unknown scale 'huge'; use one of: small, paper"),
+        (("--tokens", "10,800"), "--tokens: task note_filing cuts items at 768 words, which is less than 800"),
+        (("--base", "no such base"), "cannot load the base model"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(tmp_path: Path, given: tuple[str, ...], message: str) -> None:
+    assert message in refused("study", "efficiency", "--out", tmp_path / "out", *given)
+
+
+# power
+
+
+def answers(method: str, rights: list[list[int]]) -> Cell:
+    right, wrong = BUILT_IN["news_categorize"].labels[:2]
+    found = [
+        Prediction(f"u{u}", f"u{u}q{q}", right, right if hit else wrong)
+        for u, hits in enumerate(rights)
+        for q, hit in enumerate(hits)
+    ]
+    return Cell(method, 0, tuple(found), 1.0)
+
+
+def write_run(out: Path, *cells: Cell, task: str = "news_categorize") -> Path:
+    """A finished experiment with made-up answers."""
+    write_results(out, BUILT_IN["news_categorize"], {"base": "tiny"}, cells)
+    results = json.loads((out / "results.json").read_text())
+    (out / "results.json").write_text(json.dumps(results | {"task": task}))
+    for cell in cells:
+        write_cell(out, cell)
+    return out
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Path:
+    """Ten users with four questions each; half of the users gain on one of them."""
+    base = answers("base", [[1, 0, 1, 0]] * 10)
+    oppu = answers("oppu", [[1, u % 2, 1, 0] for u in range(10)])
+    return write_run(tmp_path / "run", base, oppu)
+
+
+def test_a_study_of_power_has_a_row_for_every_difference_and_number_of_questions(
+    experiment: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "power"
+    printed = done("study", "power", "--run", experiment, "--differences", "0.05,0.2", "--out", out, "--users", "5,40")
+    found = table(out, "power")
+    assert [(row["difference"], row["queries_per_user"]) for row in found] == [
+        (difference, queries) for difference in ("0.05", "0.125", "0.2") for queries in ("1", "4", "10", "50")
+    ]
+    assert {row["methods"] for row in found} == {"oppu-k0 against base-k0"}
+    for row in found:
+        powers = [float(row[f"power_{users}_users"]) for users in (5, 10, 40)]
+        assert all(0 <= power <= 1 for power in powers)
+        assert powers[2] >= powers[0]
+    own = next(row for row in found if (row["difference"], row["queries_per_user"]) == ("0.125", "4"))
+    assert f"a power of {float(own['power_10_users']):.2f}" in " ".join(printed.split())
+    assert f"80% needs {own['users_needed']} users with 4 questions each" in " ".join(printed.split())
+    pair = json.loads((out / "power.json").read_text())["pairs"][0]
+    assert (pair["users"], pair["queries_per_user"], pair["gain"]) == (10, 4, pytest.approx(0.125))
+
+
+def test_a_study_of_power_leaves_the_run_as_it_is_and_gives_the_same_numbers_again(
+    experiment: Path, tmp_path: Path
+) -> None:
+    before = contents(experiment)
+    for name in ("a", "b"):
+        done("study", "power", "--run", experiment, "--users", "10,30", "--out", tmp_path / name)
+    assert (tmp_path / "a" / "power.csv").read_bytes() == (tmp_path / "b" / "power.csv").read_bytes()
+    assert "holds something else" in refused("study", "power", "--run", experiment, "--out", experiment)
+    assert contents(experiment) == before
+
+
+def test_a_run_with_one_question_for_each_user_says_nothing_about_more(tmp_path: Path) -> None:
+    run = write_run(
+        tmp_path / "run", answers("base", [[u % 2] for u in range(12)]), answers("oppu", [[1] for _ in range(12)])
+    )
+    done("study", "power", "--run", run, "--users", "20", "--out", tmp_path / "power")
+    assert {row["queries_per_user"] for row in table(tmp_path / "power", "power")} == {"1"}
+    assert "every user of the run has one question" in refused(
+        "study", "power", "--run", run, "--queries", "1,5", "--out", tmp_path / "other"
+    )
+
+
+def test_methods_that_answer_alike_are_left_out_and_named(tmp_path: Path) -> None:
+    hits = [[1, 0, 1, 0]] * 6
+    run = write_run(
+        tmp_path / "run",
+        *(answers(name, hits) for name in ("base", "oppu")),
+        answers("rag", hits),
+        answers("oppu+rag", [[1, u % 2, 1, 0] for u in range(6)]),
+    )
+    done("study", "power", "--run", run, "--users", "20", "--out", tmp_path / "power")
+    assert {row["methods"] for row in table(tmp_path / "power", "power")} >= {"oppu+rag-k0 against rag-k0"}
+    page = (tmp_path / "power" / "report.html").read_text(encoding="utf-8")
+    assert "oppu-k0 against base-k0, alike everywhere" in page
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--metric", "f1_macro"), "f1_macro is no mean over questions"),
+        (("--pairs", "oppu-k0:rag-k1"), "is no pair of the run's methods; use two of base-k0, oppu-k0"),
+        (("--task", "movie_tagging"), "--task: the run's task is news_categorize, not movie_tagging"),
+        (("--users", "1"), "--users: 1 is less than 2"),
+        (("--differences", "0"), "no difference above 0 is left"),
+    ],
+)
+def test_what_a_run_cannot_tell_is_refused(
+    experiment: Path, tmp_path: Path, given: tuple[str, ...], message: str
+) -> None:
+    if message.startswith("no difference"):
+        alike = [[1, 0, 1, 0], [0, 1, 1, 0]]
+        experiment = write_run(tmp_path / "other", answers("base", alike), answers("oppu", alike[::-1]))
+        message = "no difference above 0 is given"
+    assert message in refused("study", "power", "--run", experiment, "--out", tmp_path / "out", *given)
+
+
+def test_a_folder_that_is_no_run_and_a_task_of_ones_own_are_said(experiment: Path, tmp_path: Path) -> None:
+    assert "is no finished experiment" in refused("study", "power", "--run", tmp_path, "--out", tmp_path / "a")
+    own = write_run(tmp_path / "own", answers("base", [[1]]), task="mine")
+    assert "name its file with --task" in refused("study", "power", "--run", own, "--out", tmp_path / "b")
+    (experiment / "results.json").write_text("{")
+    assert "results.json: is damaged" in refused("study", "power", "--run", experiment, "--out", tmp_path / "c")
