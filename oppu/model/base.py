@@ -18,7 +18,13 @@ from oppu.model.embedded import EMBEDDED, embedded_folder
 from oppu.model.fingerprint import folder_fingerprint, memory_fingerprint
 from oppu.model.forward import packed_logits
 from oppu.model.packing import pack
-from oppu.model.quantize import check_quantization, compute_plainly, quantization_config, quantized_fingerprint
+from oppu.model.quantize import (
+    check_quantization,
+    compute_plainly,
+    let_go_of_files,
+    quantization_config,
+    quantized_fingerprint,
+)
 
 RECORD_FILE = "oppu.json"
 
@@ -90,7 +96,10 @@ def load_base(
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise ModelError(f"its files lack weights of the model: {missing}", where=name, fix="restore its files")
     record = _read_record(folder)
-    model = model if how else model.to(place)
+    if how:  # quantized, and in its place already
+        let_go_of_files(model)
+    else:
+        model = model.to(place)
     return make_base(record.get("name", name), model, tokenizer, _files_of(source), record, quantize)
 
 

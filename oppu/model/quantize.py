@@ -88,6 +88,13 @@ def compute_plainly(model: PreTrainedModel) -> None:
             layer.support_avx512bf16_for_cpu = False
 
 
+def let_go_of_files(model: PreTrainedModel) -> None:
+    """Copy what was not rounded, on a CPU: as a view of the mapped file it would keep all of that in memory."""
+    for weight in model.parameters():
+        if weight.is_floating_point() and weight.device.type == "cpu":
+            weight.data = weight.data.clone()
+
+
 def _int8_forward(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     state: Any = layer.state
     y: torch.Tensor = _Int8Linear.apply(x, state.CB, state.SCB)  # type: ignore[no-untyped-call]
