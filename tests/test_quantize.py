@@ -26,7 +26,8 @@ from oppu.model.bank import Bank, user_seed
 from oppu.model.base import Base, load_base
 from oppu.model.decode import Decoder, Prompt
 from oppu.model.forward import answer_log_probs, rows_of
-from oppu.model.kinds import LoraConfig, virtual_tokens
+from oppu.model.kinds import LoraConfig, LoraXsConfig
+from oppu.model.memory import bytes_per_token
 from oppu.model.module import write_module
 from oppu.model.quantize import QUANTIZATIONS
 from oppu.predict import generate
@@ -84,7 +85,7 @@ def test_peft_loads_a_module_on_the_same_quantized_base_with_the_same_log_probab
     folder: Path, tmp_path: Path, kind: str, bits: str
 ) -> None:
     base = loaded(folder, bits)
-    bank, skipped = filled(base.model, OURS[kind]), virtual_tokens(OURS[kind])
+    bank, skipped = filled(base.model, OURS[kind]), OURS[kind].virtual_tokens
     write_module(bank.module(2), tmp_path)
     model = PeftModel.from_pretrained(reference(folder, bits), str(tmp_path)).train()
     examples = toy_examples(6, seed=3)
@@ -104,6 +105,21 @@ def test_modules_over_packed_weights_have_the_shapes_of_those_over_plain_ones(fo
         packed, plain = (Bank(loaded(folder, kind).model, config, 1).module(0) for kind in (bits, None))
         assert {n: t.shape for n, t in packed.tensors.items()} == {n: t.shape for n, t in plain.tensors.items()}
         assert packed.config == plain.config
+
+
+@NEEDED
+@BITS
+@KIND
+def test_a_token_keeps_as_much_for_its_backward_as_over_the_plain_base(folder: Path, kind: str, bits: str) -> None:
+    packed, plain = (bytes_per_token(loaded(folder, bits_of).model, OURS[kind]) for bits_of in (bits, None))
+    assert packed == pytest.approx(plain, rel=0.05)  # full copies of the weights would be 75 % more
+
+
+@NEEDED
+@BITS
+def test_lora_xs_needs_plain_weights_and_says_so(folder: Path, bits: str) -> None:
+    with pytest.raises(ConfigError, match="is quantized, LoRA-XS needs its weight; use --kind lora"):
+        Bank(loaded(folder, bits).model, LoraXsConfig(rank=4), 1)
 
 
 @NEEDED
@@ -243,6 +259,21 @@ def test_a_base_on_the_hub_has_the_fingerprint_of_its_files(
         base = load_base("me/tiny", device="cpu", dtype=dtype, quantize=kind)
         assert base.fingerprint == loaded(folder, kind).fingerprint
         assert base.name == "me/tiny"
+
+
+@NEEDED
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@BITS
+def test_on_cuda_a_quantized_base_trains_as_on_the_cpu(folder: Path, bits: str) -> None:
+    config = replace(CONFIG, module=OURS["lora"])
+    found = []
+    for device in ("cpu", "cuda"):
+        base = load_base(str(folder), device=device, dtype="float32", quantize=bits)
+        found.append({t.user_id: t for t in train(base, jobs(["long", "short"]), config, Machine(slots=2))})
+        assert base.fingerprint == loaded(folder, bits).fingerprint
+    for user, trained in found[0].items():
+        assert found[1][user].losses == pytest.approx(trained.losses, rel=1e-2)
 
 
 def test_an_unknown_quantization_is_refused_with_those_there_are(folder: Path) -> None:
