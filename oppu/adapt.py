@@ -19,6 +19,7 @@ from oppu import __version__
 from oppu.errors import DataError
 from oppu.examples import PLAIN, Setting, query_examples, training_examples
 from oppu.model.base import Base, load_base, save_base
+from oppu.model.quantize import check_mergeable
 from oppu.model.tokens import encode
 from oppu.records import Example, User
 from oppu.store import Store
@@ -81,8 +82,10 @@ def adapt_into_store(
 ) -> Base:
     """The base adapted to the task, by default called TASK-SETTING: the store's, when it was made from the very same.
 
-    `on_progress(examples done, of, tokens)`. A new one changes `base.model` in place.
+    `on_progress(examples done, of, tokens)`. A new one changes `base.model` in place. ModelError for a quantized base:
+    the adapted one may be quantized when it is loaded.
     """
+    check_mergeable(base.model, base.name)
     name = name if name is not None else f"{task.name}-{config.setting.name}"
     examples = adaption_examples(task, users, config, profiles)
     there = store.base(name)

@@ -11,11 +11,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from oppu import __version__
 from oppu.errors import ConfigError, ModelError, StoreError, UnknownUserError
 from oppu.examples import PLAIN, Setting, query_examples, training_examples
 from oppu.model.bank import Bank, portable
 from oppu.model.base import Base, load_base
+from oppu.model.devices import AUTO
 from oppu.model.kinds import config_of, largest
 from oppu.model.module import Module, is_peft
 from oppu.model.tokens import encode
@@ -105,6 +108,7 @@ def personalize(
                 "setting": asdict(plan.setting),
                 "task": plan.task.model_dump(mode="json"),
                 "newest": plan.newest,
+                "quantize": base.quantize,
                 "losses": list(trained.losses),
                 "oppu": __version__,
             },
@@ -114,10 +118,18 @@ def personalize(
     yield from _taken(settled)
 
 
-def base_of(store: Store, name: str) -> Base:
+def base_of(
+    store: Store,
+    name: str,
+    *,
+    device: torch.device | str = AUTO,
+    dtype: torch.dtype | str = AUTO,
+    quantize: str | None = None,
+) -> Base:
     """A base by its name in the store; else as `load_base` finds it: embedded, a folder, or on the hub."""
     record = store.base(name)
-    return load_base(str(record.path)) if record is not None else load_base(name)
+    found = str(record.path) if record is not None else name
+    return load_base(found, device=device, dtype=dtype, quantize=quantize)
 
 
 def longest_histories(users: Sequence[User], count: int | None) -> list[User]:
@@ -151,11 +163,15 @@ def ask(
     k: int | None = None,
     profile: str | None = None,
     use_module: bool = True,
+    device: torch.device | str = AUTO,
+    dtype: torch.dtype | str = AUTO,
+    quantize: str | None = None,
 ) -> str:
     """One answer for one user, with the base, the task and the prompts that the user's module was trained with.
 
-    `k`: the module trained with so many retrieved items; None: the newest module. ModelError where the base is no
-    longer the one that the module was trained on.
+    `k`: the module trained with so many retrieved items; None: the newest module. `device`, `dtype`, `quantize`: see
+    `load_base`; None quantizes the base as it was for the module. ModelError where the base is no longer the one that
+    the module was trained on.
     """
     records = [
         record
@@ -168,7 +184,8 @@ def ask(
         raise ConfigError(
             "the module was trained with a profile in every prompt", where=f"user {user_id}", fix="give it"
         )
-    base = base_of(store, record.base_name)
+    quantized = quantize if quantize is not None else record.training.get("quantize")
+    base = base_of(store, record.base_name, device=device, dtype=dtype, quantize=quantized)
     if use_module:
         _check_base(base, record)
     plan = Plan(known, TrainConfig(), setting_of(record))

@@ -18,6 +18,7 @@ from oppu.model.forward import SlotRow, answer_log_probs, passes, rows_of
 from oppu.model.kinds import LoraConfig, ModuleConfig
 from oppu.model.memory import slots_that_fit, tokens_that_fit
 from oppu.model.module import Module
+from oppu.model.quantize import check_mergeable
 from oppu.model.tokens import Encoded
 from oppu.model.workers import Workers, workers_for
 
@@ -140,8 +141,9 @@ def train_into_base(
 ) -> tuple[float, ...]:
     """Task adaption (section 2.2): train one module on all of the job's examples and merge it into `base.model`.
 
-    Changes the model in place; returns the loss of each step.
+    Changes the model in place; returns the loss of each step. ModelError for a quantized base.
     """
+    check_mergeable(base.model, base.name)
     machine = machine or Machine()
     (trained,) = train(base, [job], config, Machine(1, machine.tokens_per_pass), on_progress)
     bank = Bank(base.model, config.module, 1)

@@ -1,6 +1,7 @@
 """Kinds of modules: each equals PEFT's own, packed in company, and modules of different ranks share a bank."""
 
 import math
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from peft import IA3Config, PeftModel, PromptTuningConfig, get_peft_model, set_p
 from peft import LoraConfig as PeftLoraConfig
 from test_predict import LABELS, QUESTIONS
 from test_train import difference, jobs, padded
+from transformers import PreTrainedModel
 
 from oppu.errors import ConfigError, ModelError
 from oppu.model.bank import Bank, portable, user_seed
@@ -49,10 +51,10 @@ CONFIG = TrainConfig(epochs=2, batch_size=4, learning_rate=3e-2)
 
 
 def train_with_peft(
-    kind: str, start: Module, job: Job, config: TrainConfig
+    kind: str, start: Module, job: Job, config: TrainConfig, model: PreTrainedModel | None = None
 ) -> tuple[dict[str, torch.Tensor], list[float]]:
-    """One user alone: padded batches, torch's AdamW, PEFT's module, from the same start."""
-    model = get_peft_model(tiny_model(), PEFT[kind])
+    """One user alone: padded batches, AdamW, PEFT's module, from the same start, in the tiny or a given base."""
+    model = get_peft_model(model if model is not None else tiny_model(), deepcopy(PEFT[kind]))  # PEFT writes into it
     set_peft_model_state_dict(model, {name: tensor.clone() for name, tensor in start.tensors.items()})
     losses = trained_alone(model, [p for p in model.parameters() if p.requires_grad], job, config)
     names = {n.replace(".default", ""): p.detach() for n, p in model.named_parameters() if p.requires_grad}

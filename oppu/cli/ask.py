@@ -9,8 +9,11 @@ import typer
 from oppu.cli.options import (
     BaseName,
     DataPath,
+    Device,
+    Dtype,
     K,
     Profiles,
+    Quantize,
     RetrieverName,
     Seed,
     StorePath,
@@ -43,6 +46,11 @@ def ask(
     ] = None,
     profile: Annotated[str | None, typer.Option("--profile", help="A textual profile, for modules with one.")] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Ask the base without the user's module.")] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    quantize: Annotated[
+        str | None, typer.Option("--quantize", help="8bit or 4bit. [default: as the base was for the module]")
+    ] = None,
 ) -> None:
     """Ask a question as a user: the user's module, with retrieved history if it was trained so.
 
@@ -53,7 +61,20 @@ def ask(
 
     with quiet_libraries(), open_store(store) as opened:
         found = find_task(task) if task is not None else None
-        typer.echo(answered(opened, user, question, task=found, k=k, profile=profile, use_module=not plain))
+        typer.echo(
+            answered(
+                opened,
+                user,
+                question,
+                task=found,
+                k=k,
+                profile=profile,
+                use_module=not plain,
+                device=device,
+                dtype=dtype,
+                quantize=quantize,
+            )
+        )
 
 
 def predict(
@@ -68,6 +89,9 @@ def predict(
     plain: Annotated[bool, typer.Option("--plain", help="Answer with the base, without modules.")] = False,
     seed: Seed = 0,
     tokens_per_pass: TokensPerPass = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    quantize: Quantize = None,
 ) -> None:
     """Answer every question in the data with each user's own module, and write the answers in LaMP's format.
 
@@ -89,7 +113,7 @@ def predict(
         make_folders(out.parent)
     total, done = sum(len(user.queries) for user in users), 0
     with quiet_libraries(), open_store(store) as opened, meter() as shown:
-        loaded = base_of(opened, base)
+        loaded = base_of(opened, base, device=device, dtype=dtype, quantize=quantize)
         setting = Setting(k=k, retriever=retriever, profile=given is not None, seed=seed)
         plan = Plan(found, recipe_for(loaded.family, found).personal, setting)
 

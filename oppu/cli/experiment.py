@@ -12,10 +12,13 @@ from oppu.cli.options import (
     BaseName,
     BatchSize,
     DataPath,
+    Device,
+    Dtype,
     Epochs,
     KindName,
     LearningRate,
     Newest,
+    Quantize,
     Rank,
     Seed,
     Slots,
@@ -68,6 +71,9 @@ def experiment(
     virtual_tokens: VirtualTokens = None,
     slots: Slots = None,
     tokens_per_pass: TokensPerPass = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    quantize: Quantize = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew; remove what an earlier run left.")] = False,
 ) -> None:
     """Compare methods on the same users and write table, predictions and report to one folder.
@@ -113,6 +119,8 @@ def experiment(
         pairs=adapt_pairs,
         histories=adapt_histories,
         seed=seed,
+        dtype=dtype,
+        quantize=quantize,
     )
     with quiet_libraries(), meter() as shown:
         cells = run(
@@ -122,6 +130,7 @@ def experiment(
             fresh=fresh,
             command=shlex.join(["oppu", *sys.argv[1:]]),
             machine=changed(Machine(), slots=slots, tokens_per_pass=tokens_per_pass),
+            device=device,
             on_stage=lambda stage: shown.show(stage.name, stage.done, stage.total, stage.tokens),
         )
     Console().print(summary_table(found, cells))

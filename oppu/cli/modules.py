@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from oppu.cli.options import StorePath, UserId, open_store, quiet_libraries
+from oppu.cli.options import Device, Dtype, Quantize, StorePath, UserId, open_store, quiet_libraries
 
 if TYPE_CHECKING:
     from oppu.store import ModuleRecord, Store
@@ -93,6 +93,9 @@ def import_module(
     base: Annotated[
         str | None, typer.Option("--base", help="The base that it belongs to. [default: as exported]")
     ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    quantize: Quantize = None,
 ) -> None:
     """Take in a module, after checking names, shapes, sizes and values.
 
@@ -105,7 +108,9 @@ def import_module(
 
     module = read_module(folder)
     with quiet_libraries(), Store(store) as opened:
-        loaded = base_of(opened, base) if base is not None else None
+        loaded = None
+        if base is not None:
+            loaded = base_of(opened, base, device=device, dtype=dtype, quantize=quantize)
         if loaded is not None:
             check_fits(loaded.model, module)
         record = opened.import_module(

@@ -63,6 +63,17 @@ Targets = Annotated[
 VirtualTokens = Annotated[
     int | None, typer.Option("--virtual-tokens", min=1, help="Length of the soft prompt (prompt). [default: 20]")
 ]
+Device = Annotated[
+    str, typer.Option("--device", help="Where the base lies: auto (CUDA where there is one), cpu, cuda, cuda:1 or mps.")
+]
+Dtype = Annotated[
+    str,
+    typer.Option("--dtype", help="Precision of the base: auto (bfloat16 on CUDA), float32, bfloat16 or float16."),
+]
+Quantize = Annotated[
+    str | None,
+    typer.Option("--quantize", help="Round the base's weights as they are loaded: 8bit or 4bit. [default: not]"),
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random choice.")]
 
 T = TypeVar("T")

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from oppu.cli.options import BaseName, Profiles, StorePath, quiet_libraries
+from oppu.cli.options import BaseName, Device, Dtype, Profiles, Quantize, StorePath, quiet_libraries
 from oppu.model.embedded import EMBEDDED
 
 
@@ -26,6 +26,9 @@ def serve(
         str | None, typer.Option("--api-key", envvar="OPPU_API_KEY", help="Ask every request for this key.")
     ] = None,
     slots: Annotated[int, typer.Option("--slots", min=1, help="Users' modules in memory at a time.")] = 32,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    quantize: Quantize = None,
 ) -> None:
     """Serve the base and every user's module through OpenAI's API; the model `user:<id>` is that user's.
 
@@ -55,5 +58,8 @@ def serve(
             profiles=read_profiles(profiles) if profiles is not None else None,
             api_key=api_key,
             config=EngineConfig(slots=slots),
+            device=device,
+            dtype=dtype,
+            quantize=quantize,
             on_ready=lambda url: typer.echo(f"serving {base} and the modules in {store} at {url}"),
         )

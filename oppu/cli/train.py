@@ -8,12 +8,15 @@ from oppu.cli.options import (
     BaseName,
     BatchSize,
     DataPath,
+    Device,
+    Dtype,
     Epochs,
     K,
     KindName,
     LearningRate,
     Newest,
     Profiles,
+    Quantize,
     Rank,
     RetrieverName,
     Seed,
@@ -54,6 +57,9 @@ def adapt(
     rank: Rank = None,
     seed: Seed = 0,
     tokens_per_pass: TokensPerPass = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    quantize: Annotated[str | None, typer.Option("--quantize", hidden=True)] = None,  # refused in words
 ) -> None:
     """Adapt a base model to a task on held-out users (section 2.2), merged, with a name and a record.
 
@@ -62,6 +68,7 @@ def adapt(
     from oppu.adapt import AdaptConfig, adapt_into_store
     from oppu.data import read_dataset
     from oppu.examples import Setting
+    from oppu.model.quantize import cannot_merge
     from oppu.personalize import base_of
     from oppu.profiles import read_profiles
     from oppu.recipes import recipe_for
@@ -69,11 +76,13 @@ def adapt(
     from oppu.tasks import find_task
     from oppu.train import Machine
 
+    if quantize is not None:
+        raise cannot_merge("--quantize")
     found = find_task(task)
     users = read_dataset(data, found).base_users
     given = read_profiles(profiles) if profiles is not None else None
     with quiet_libraries(), Store(store) as opened, meter() as shown:
-        loaded = base_of(opened, base)
+        loaded = base_of(opened, base, device=device, dtype=dtype)
         train = changed_training(
             recipe_for(loaded.family, found).adapt,
             rank=rank,
@@ -124,6 +133,9 @@ def personalize(
     seed: Seed = 0,
     slots: Slots = None,
     tokens_per_pass: TokensPerPass = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    quantize: Quantize = None,
 ) -> None:
     """Train a module for every user, many at once, and store each as it is finished (section 3).
 
@@ -149,7 +161,7 @@ def personalize(
     counts: Counter[str] = Counter()
     tokens = 0
     with quiet_libraries(), Store(store) as opened, meter() as shown:
-        loaded = base_of(opened, base)
+        loaded = base_of(opened, base, device=device, dtype=dtype, quantize=quantize)
         train = changed_training(
             recipe_for(loaded.family, found).personal,
             kind=kind,

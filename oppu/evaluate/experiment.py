@@ -22,7 +22,9 @@ from oppu.evaluate.report import write_report
 from oppu.evaluate.results import Cell, Prediction, read_cells, write_cell, write_results
 from oppu.examples import PLAIN, Setting
 from oppu.model.base import Base, load_base
-from oppu.personalize import Plan, answer_users, longest_histories, personalize
+from oppu.model.devices import AUTO, find_device, find_dtype
+from oppu.model.quantize import check_quantization
+from oppu.personalize import Plan, answer_users, base_of, longest_histories, personalize
 from oppu.records import Dataset, User
 from oppu.store import Store
 from oppu.store.files import make_folders, os_errors, write_atomically
@@ -71,6 +73,9 @@ class Experiment:
     pairs: int | None = None
     histories: bool = True
     seed: int = 0
+    dtype: str = AUTO
+    quantize: str | None = None
+    """How the base is rounded for modules and answers; the task adaption before that is in full precision."""
 
     def columns(self) -> list[tuple[str, int]]:
         """(method, k) of each row of the table; methods without retrieval have k = 0."""
@@ -101,6 +106,7 @@ def run(
     fresh: bool = False,
     command: str = "",
     machine: Machine | None = None,
+    device: str = AUTO,
     on_stage: Callable[[Stage], None] = lambda _: None,
 ) -> tuple[Cell, ...]:
     """Run every method that is not finished yet; write results.json, predictions/ and report.html; return the cells."""
@@ -109,10 +115,13 @@ def run(
     if unlabelled:
         raise DataError([f"query {name} has no label" for name in unlabelled], fix="an experiment needs every answer")
     columns = experiment.columns()  # first, so that an unknown method costs nothing
+    find_dtype(experiment.dtype, find_device(device))
+    if experiment.quantize is not None:
+        check_quantization(experiment.quantize)
     _prepare(out, _run_fingerprint(experiment, users, dataset.base_users), fresh)
     finished = {(cell.method, cell.k): cell for cell in read_cells(out)}
     with Store(out / "store") as store:
-        bench = _Bench(experiment, dataset.base_users, store, machine or Machine(), on_stage)
+        bench = _Bench(experiment, dataset.base_users, store, machine or Machine(), device, on_stage)
         for name, k in columns:
             if (name, k) not in finished:
                 finished[name, k] = bench.cell(name, k, users)
@@ -133,6 +142,7 @@ class _Bench:
     base_users: Sequence[User]
     store: Store
     machine: Machine
+    device: str
     on_stage: Callable[[Stage], None]
     base: Base | None = None
     base_setting: Setting | None = None
@@ -184,11 +194,16 @@ class _Bench:
         """The base adapted under `setting`: the one in memory, the one on disk, or a new one."""
         if self.base is not None and self.base_setting == setting:
             return self.base
-        config = self.experiment.adapt
+        wanted = self.experiment
         self.base = None  # lets go of the other base's memory first
-        base = load_base(self.experiment.base)
-        if config is not None:
-            base = self._adapt(base, AdaptConfig(config, setting, self.experiment.histories, self.experiment.pairs))
+        quantize = wanted.quantize if wanted.adapt is None else None
+        base = load_base(wanted.base, device=self.device, dtype=wanted.dtype, quantize=quantize)
+        if wanted.adapt is not None:
+            base = self._adapt(base, AdaptConfig(wanted.adapt, setting, wanted.histories, wanted.pairs))
+            if wanted.quantize is not None:
+                name = base.name
+                del base
+                base = base_of(self.store, name, device=self.device, dtype=wanted.dtype, quantize=wanted.quantize)
         self.base, self.base_setting = base, setting
         return base
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from oppu.errors import ModelError
 from oppu.model.kinds import Kind, Lines, ModuleConfig, config_of
 from oppu.model.module import Module, is_peft
+from oppu.model.quantize import check_mergeable
 
 
 class Bank:
@@ -23,6 +24,7 @@ class Bank:
         """`config`: the kind, and the largest shape that a module in this bank may have."""
         self.config = config
         self.slots = slots
+        self._model = model
         self._kind: Kind = config.lay_out(model)
         device = model.device
         self.values = torch.zeros(slots, self._kind.size, device=device)
@@ -90,7 +92,8 @@ class Bank:
                 hook.remove()
 
     def merge(self, slot: int) -> None:
-        """Add a slot's module into the base's own weights, for good (section 2.2)."""
+        """Add a slot's module into the base's own weights, for good (section 2.2). ModelError where it is quantized."""
+        check_mergeable(self._model)
         self._kind.merge(self.values[slot], self._configs[slot])
 
     def _clear(self, slot: int, config: ModuleConfig) -> dict[str, torch.Tensor]:

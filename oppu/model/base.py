@@ -8,14 +8,23 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
 from oppu.errors import ModelError
 from oppu.model.attention import ATTENTION
+from oppu.model.devices import AUTO, find_device, find_dtype
 from oppu.model.embedded import EMBEDDED, embedded_folder
 from oppu.model.fingerprint import folder_fingerprint, memory_fingerprint
 from oppu.model.forward import packed_logits
 from oppu.model.packing import pack
+from oppu.model.quantize import (
+    check_quantization,
+    compute_plainly,
+    let_go_of_files,
+    quantization_config,
+    quantized_fingerprint,
+)
 
 RECORD_FILE = "oppu.json"
 
@@ -31,6 +40,8 @@ class Base:
     """SHA-256 over weights, configuration and tokenizer, hexadecimal."""
     record: Mapping[str, Any] = field(default_factory=dict)
     """How the base was made; empty for one that was not made here."""
+    quantize: str | None = None
+    """8bit or 4bit: how the weights were rounded when they were loaded."""
 
     @property
     def device(self) -> torch.device:
@@ -49,26 +60,32 @@ class Base:
         return int(getattr(self.model.config, "max_position_embeddings", 2048))
 
 
-def best_device() -> torch.device:
-    """CUDA when there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def load_base(name: str = EMBEDDED, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Base:
+def load_base(
+    name: str = EMBEDDED,
+    *,
+    device: torch.device | str = AUTO,
+    dtype: torch.dtype | str = AUTO,
+    quantize: str | None = None,
+) -> Base:
     """Load a base by the embedded model's name, a folder, or a model's name on the hub.
 
-    float32 on the CPU, bfloat16 on CUDA, unless `dtype` says otherwise. ModelError when it cannot be had.
+    `device`, `dtype`: see `find_device`, `find_dtype`. `quantize`: 8bit or 4bit, to round the weights of the linear
+    layers (not the head's) as they are read; a base whose files are quantized is loaded as it is. ConfigError for a
+    choice that cannot be had, ModelError for a base that cannot.
     """
+    place = find_device(device)
+    precision = find_dtype(dtype, place)
+    if quantize is not None:
+        check_quantization(quantize)
     folder = embedded_folder() if name == EMBEDDED else Path(name)
-    place = device or best_device()
-    precision = dtype or (torch.bfloat16 if place.type == "cuda" else torch.float32)
     source: str | Path = folder if folder.is_dir() else name
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
+        how = _placement(AutoConfig.from_pretrained(source), name, place, precision, quantize)
         model, info = AutoModelForCausalLM.from_pretrained(
-            source, dtype=precision, attn_implementation=ATTENTION, output_loading_info=True
+            source, dtype=precision, attn_implementation=ATTENTION, output_loading_info=True, **how
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         cause = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(
             f"cannot load the base model: {cause}",
@@ -79,7 +96,11 @@ def load_base(name: str = EMBEDDED, *, device: torch.device | None = None, dtype
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise ModelError(f"its files lack weights of the model: {missing}", where=name, fix="restore its files")
     record = _read_record(folder)
-    return make_base(record.get("name", name), model.to(place), tokenizer, folder if folder.is_dir() else None, record)
+    if how:  # quantized, and in its place already
+        let_go_of_files(model)
+    else:
+        model = model.to(place)
+    return make_base(record.get("name", name), model, tokenizer, _files_of(source), record, quantize)
 
 
 def family_of(name: str) -> str:
@@ -93,14 +114,22 @@ def make_base(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path | None = None,
     record: Mapping[str, Any] | None = None,
+    quantize: str | None = None,
 ) -> Base:
-    """Freeze a model and give it its fingerprint: of the folder's files, or of the weights in memory."""
+    """Freeze a model and give it its fingerprint: of the folder's files, or of the weights in memory.
+
+    `quantize`: how the weights were rounded after they were read from the folder; a fingerprint covers it, and neither
+    device nor dtype.
+    """
     model.requires_grad_(False).eval()
+    compute_plainly(model)
     if model.config._attn_implementation != ATTENTION:
         model.set_attn_implementation(ATTENTION)
     _check_packable(model, name)
     fingerprint = folder_fingerprint(folder) if folder else memory_fingerprint(model)
-    return Base(name, model, tokenizer, fingerprint, record or {})
+    if quantize is not None and folder:
+        fingerprint = quantized_fingerprint(fingerprint, quantize)
+    return Base(name, model, tokenizer, fingerprint, record or {}, quantize)
 
 
 def save_base(base: Base, folder: Path) -> None:
@@ -132,6 +161,28 @@ def _check_packable(model: PreTrainedModel, name: str) -> None:
             where=name,
             fix="use a model with plain attention, such as Llama, Qwen, Mistral, Gemma, Phi, OLMo, OPT or GPT-2",
         )
+
+
+def _placement(
+    config: Any, name: str, device: torch.device, dtype: torch.dtype, quantize: str | None
+) -> dict[str, Any]:
+    """What `from_pretrained` needs for quantized weights, which go to their device as they are read; else nothing."""
+    given = getattr(config, "quantization_config", None)
+    if given is None and quantize is None:
+        return {}
+    place = {"device_map": {"": str(device)}}
+    if quantize is None:
+        return place
+    if given is not None:
+        kind = given.get("quant_method") if isinstance(given, dict) else given.quant_method
+        raise ModelError(f"the base is quantized already ({kind})", where=name, fix="leave out --quantize")
+    return {**place, "quantization_config": quantization_config(quantize, dtype)}
+
+
+def _files_of(source: str | Path) -> Path | None:
+    """The folder that the weights were read from; of a name on the hub, its snapshot. None: they are no safetensors."""
+    folder = source if isinstance(source, Path) else Path(str(cached_file(source, "config.json"))).parent
+    return folder if any(folder.glob("*.safetensors")) else None
 
 
 def _read_record(folder: Path) -> dict[str, Any]:

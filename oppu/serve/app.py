@@ -25,6 +25,7 @@ from starlette.exceptions import HTTPException
 
 from oppu import __version__
 from oppu.errors import ConfigError, OppuError
+from oppu.model.devices import AUTO
 from oppu.personalize import base_of
 from oppu.serve.answers import Answer, ChatForm, Form, TextForm, head, stream
 from oppu.serve.asking import Asked, Asker
@@ -182,15 +183,18 @@ def serve(
     profiles: Mapping[str, str] | None = None,
     api_key: str | None = None,
     config: EngineConfig | None = None,
+    device: str = AUTO,
+    dtype: str = AUTO,
+    quantize: str | None = None,
     on_ready: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then finish what is under way and return. Main thread only.
 
-    `base`: as `base_of` finds it. `tasks`: one's own, beside the built-in ones. `on_ready(url)` is called before the
-    first answer. The port is taken before the base is loaded.
+    `base`, `device`, `dtype`, `quantize`: as `base_of` takes them. `tasks`: one's own, beside the built-in ones.
+    `on_ready(url)` is called before the first answer. The port is taken before the base is loaded.
     """
     with listen(host, port) as listening, Store(store, read_only=True) as opened:
-        loaded = base_of(opened, base)
+        loaded = base_of(opened, base, device=device, dtype=dtype, quantize=quantize)
         asker = Asker(opened, loaded, [*BUILT_IN.values(), *tasks], profiles)
         engine = Engine(loaded, opened.load_module, config)
         server = uvicorn.Server(uvicorn.Config(create_app(engine, asker, api_key=api_key), log_level="warning"))
