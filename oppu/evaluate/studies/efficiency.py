@@ -181,7 +181,7 @@ def _cases(settings: Settings, scale: Scale) -> list[Case]:
 
     from oppu.data import read_dataset
     from oppu.data.sample import sample_tasks
-    from oppu.model.base import best_device
+    from oppu.model.devices import find_device
     from oppu.model.embedded import EMBEDDED
     from oppu.model.memory import useful_tokens
     from oppu.tasks import find_task
@@ -194,7 +194,7 @@ def _cases(settings: Settings, scale: Scale) -> list[Case]:
     else:
         found = [(find_task(str(sample.task)), sample.data) for sample in sample_tasks()]
     # not what fits just now: a point measured later would have other passes
-    tokens = settings.tokens_per_pass or useful_tokens(best_device(), torch.get_num_threads())
+    tokens = settings.tokens_per_pass or useful_tokens(find_device(), torch.get_num_threads())
     cases = []
     for task, data in found:
         dataset = read_dataset(data, task)
