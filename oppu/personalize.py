@@ -149,9 +149,9 @@ def stored_module(
     ]
     if found:
         return max(found, key=lambda record: record.created)
-    if user_id not in store.users():
-        raise UnknownUserError(f"unknown user '{user_id}'", where=str(store.folder), fix="see `oppu modules list`")
-    raise StoreError(f"user {user_id} has no such module", where=str(store.folder), fix="see `oppu modules list --all`")
+    if not store.knows(user_id):
+        raise UnknownUserError(f"unknown user '{user_id}'", where=store.name, fix="see `oppu modules list`")
+    raise StoreError(f"user {user_id} has no such module", where=store.name, fix="see `oppu modules list --all`")
 
 
 def ask(

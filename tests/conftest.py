@@ -1,16 +1,19 @@
 """Tiny models and toy examples for the tests: offline, on the CPU, in float32."""
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from servers import Servers, servers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from oppu.model.base import Base, make_base
 from oppu.model.tokens import Encoded
+from oppu.store import Store
 
 if TYPE_CHECKING:
     from shell import World
@@ -56,6 +59,33 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 def base() -> Base:
     """A tiny random base of its own for each test."""
     return make_base("tiny", tiny_model(), tiny_tokenizer())
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Servers]:
+    """PostgreSQL and S3 on this machine."""
+    with servers() as started:
+        yield started
+
+
+@pytest.fixture
+def folder_store(tmp_path: Path) -> Iterator[Store]:
+    """An empty store in a folder."""
+    with Store(tmp_path / "store") as opened:
+        yield opened
+
+
+@pytest.fixture
+def cluster_store(cluster: Servers) -> Iterator[Store]:
+    """An empty store in PostgreSQL and S3."""
+    with Store(*cluster.addresses()) as opened:
+        yield opened
+
+
+@pytest.fixture(params=["folder", "cluster"])
+def store(request: pytest.FixtureRequest) -> Store:
+    """An empty store of each sort."""
+    return request.getfixturevalue(f"{request.param}_store")
 
 
 @pytest.fixture(scope="session")

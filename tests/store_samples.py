@@ -4,9 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sqlalchemy import func, select
 
 from oppu.model.module import Module
 from oppu.records import HistoryItem
+from oppu.store import Store
+from oppu.store.schema import PUTS, USERS
 
 CONFIG: dict[str, Any] = {
     "peft_type": "LORA",
@@ -56,6 +59,29 @@ def files_with(folder: Path, needle: str) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in found)
 
 
-def module_folders(folder: Path) -> list[Path]:
-    """The folders of module versions on disk, with or without a row."""
-    return sorted((folder / "modules").glob("*/*/*/*/*/v*"))
+def module_folders(store: Store) -> list[str]:
+    """The folders of modules where the store keeps its files, with or without a row."""
+    if store.files is None or not store.files.startswith("s3://"):
+        root = store.folder if store.files is None else Path(store.files.removeprefix("file://"))
+        return sorted({str(file.parent.relative_to(root)) for file in (root / "modules").rglob("*") if file.is_file()})
+    import s3fs
+
+    root = store.files.removeprefix("s3://")
+    found = s3fs.S3FileSystem(use_listings_cache=False).find(f"{root}/modules")
+    return sorted({key.removeprefix(root + "/").rsplit("/", 1)[0] for key in found})
+
+
+def rows_with(store: Store, needle: str) -> list[str]:
+    """The tables of the store's database with a row in which `needle` stands."""
+    with store._database.reading() as connection:
+        return [
+            table.name
+            for table in USERS.metadata.sorted_tables
+            if any(needle in str(tuple(row)) for row in connection.execute(select(table)))
+        ]
+
+
+def notes(store: Store) -> int:
+    """Notes of puts that are not ended."""
+    with store._database.reading() as connection:
+        return int(connection.scalar(select(func.count()).select_from(PUTS)) or 0)

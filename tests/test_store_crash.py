@@ -1,15 +1,20 @@
 """Processes that are killed with -9, and processes that work at once."""
 
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from store_samples import HISTORY, files_with, module_folders, same, tiny_module, whose
+from servers import Servers
+from store_samples import HISTORY, files_with, module_folders, notes, rows_with, same, tiny_module, whose
 
 from oppu.errors import UnknownUserError
 from oppu.store import Store
+from oppu.store.files import temporary_name
+
+Address = tuple[str, str | None]
 
 _TESTS = Path(__file__).parent
 _OLD = tiny_module(1)
@@ -17,20 +22,29 @@ _NEW = tiny_module(2)
 
 # Each point: what is replaced, and whether the kill comes before or after the real call.
 _PUT_POINTS = {
-    "half the weights are written": ("pathlib.Path.write_bytes", "half"),
-    "the files are written": ("oppu.store.modules.write_module", "after"),
-    "the files are synced": ("oppu.store.modules.sync_tree", "after"),
-    "the place is named": ("oppu.store.modules.make_folders", "after"),
-    "the rename is next": ("os.rename", "before"),
-    "the rename is done": ("os.rename", "after"),
-    "the commit is next": ("oppu.store.modules.sync_folder", "after"),
-    "the commit is done": ("shutil.rmtree", "before"),
+    "folder: the note is made": ("oppu.store.folder.Folder.write", "before"),
+    "folder: half the weights are written": ("pathlib.Path.write_bytes", "half"),
+    "folder: the files are written": ("oppu.store.folder.sync_tree", "before"),
+    "folder: the files are synced": ("oppu.store.folder.Folder.write", "after"),
+    "folder: the note is ended": ("oppu.store.notes.end", "after"),
+    "folder: the commit is next": ("oppu.store.modules.utc_now", "after"),
+    "folder: the commit is done": ("oppu.store.modules._put_record", "before"),
+    "cluster: the note is made": ("oppu.store.objects.Objects.write", "before"),
+    "cluster: one object is there": ("s3fs.core.S3FileSystem._pipe_file", "after"),
+    "cluster: the objects are there": ("oppu.store.objects.Objects.write", "after"),
+    "cluster: the note is ended": ("oppu.store.notes.end", "after"),
+    "cluster: the commit is next": ("oppu.store.modules.utc_now", "after"),
+    "cluster: the commit is done": ("oppu.store.modules._put_record", "before"),
 }
 _DELETE_POINTS = {
-    "the mark is set": ("oppu.store.deletion.remove_tree", "before"),
-    "the first file is gone": ("os.unlink", "after"),
-    "the files are gone": ("oppu.store.deletion.remove_tree", "after"),
-    "the rows are gone": ("oppu.store.database.Database.checkpoint", "before"),
+    "folder: the mark is set": ("oppu.store.folder.Folder.remove", "before"),
+    "folder: the first file is gone": ("os.unlink", "after"),
+    "folder: the files are gone": ("oppu.store.folder.Folder.remove", "after"),
+    "folder: the rows are gone": ("oppu.store.database.Database.wipe", "before"),
+    "cluster: the mark is set": ("oppu.store.objects.Objects.remove", "before"),
+    "cluster: the first object is gone": ("s3fs.core.S3FileSystem._call_s3", "after"),
+    "cluster: the objects are gone": ("oppu.store.objects.Objects.remove", "after"),
+    "cluster: the rows are gone": ("oppu.store.database.Database.wipe", "before"),
 }
 
 # One interpreter forks a child per point, so that torch is imported once.
@@ -42,9 +56,9 @@ from pkgutil import resolve_name
 from store_samples import HISTORY, tiny_module, whose
 from oppu.store import Store
 
-act, folders, places, whens = sys.argv[1], *(argument.split(";") for argument in sys.argv[2:])
+act, addresses, places, whens = sys.argv[1], *(argument.split(";") for argument in sys.argv[2:])
 
-def run(folder, place, when):
+def run(address, place, when):
     owner, name = place.rsplit(".", 1)
     owner = resolve_name(owner)
     real = getattr(owner, name)
@@ -54,31 +68,40 @@ def run(folder, place, when):
         if when == "after":
             real(*arguments, **named)
         os.kill(os.getpid(), signal.SIGKILL)
-    store = Store(Path(folder))
+    async def killed_within(*arguments, **named):
+        await real(*arguments, **named)
+        os.kill(os.getpid(), signal.SIGKILL)
+    store = Store(*address.split(" "))
+    if "S3FileSystem" in place:
+        killed = killed_within
     with patch.object(owner, name, killed):
         if act == "put":
             store.put_module(tiny_module(2), **whose("ann"))
         else:
             store.delete_user("ann")
 
-for folder, place, when in zip(folders, places, whens, strict=True):
+for address, place, when in zip(addresses, places, whens, strict=True):
     child = os.fork()
     if child == 0:
-        run(folder, place, when)
+        run(address, place, when)
         os._exit(0)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
-def kill_at(points: dict[str, tuple[str, str]], act: str, root: Path) -> dict[str, Path]:
+def kill_at(points: dict[str, tuple[str, str]], act: str, root: Path, cluster: Servers) -> dict[str, Address]:
     """A store per point, with one module and a history of two users, in which `act` was killed at that point."""
-    stores = {point: root / f"store-{number}" for number, point in enumerate(points)}
-    for folder in stores.values():
-        with Store(folder) as store:
+    stores: dict[str, Address] = {
+        point: cluster.addresses() if point.startswith("cluster") else (str(root / f"store-{number}"), None)
+        for number, point in enumerate(points)
+    }
+    for address in stores.values():
+        with Store(*address) as store:
             for user in ("ann", "bob"):
                 store.put_history(user, "movie_tagging", HISTORY)
                 store.put_module(_OLD, **whose(user))
-    lists = (map(str, stores.values()), (p for p, _ in points.values()), (w for _, w in points.values()))
+    addresses = (" ".join(part for part in address if part is not None) for address in stores.values())
+    lists = (addresses, (p for p, _ in points.values()), (w for _, w in points.values()))
     script = [sys.executable, "-c", _SCRIPT, act, *(";".join(values) for values in lists)]
     codes = subprocess.run(script, cwd=_TESTS, env=environment(), capture_output=True, text=True, check=True).stdout
     assert codes.split() == [str(-signal.SIGKILL)] * len(points)
@@ -86,62 +109,76 @@ def kill_at(points: dict[str, tuple[str, str]], act: str, root: Path) -> dict[st
 
 
 def environment() -> dict[str, str]:
-    return {"PYTHONPATH": f"{_TESTS.parent}:{_TESTS}", "OMP_NUM_THREADS": "1"}
+    """For a process of its own; what leads to S3 is passed on."""
+    storage = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    path = os.pathsep.join([str(_TESTS.parent), str(_TESTS), os.environ.get("PYTHONPATH", "")])
+    return storage | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
-def killed_puts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return kill_at(_PUT_POINTS, "put", tmp_path_factory.mktemp("puts"))
+def killed_puts(tmp_path_factory: pytest.TempPathFactory, cluster: Servers) -> dict[str, Address]:
+    return kill_at(_PUT_POINTS, "put", tmp_path_factory.mktemp("puts"), cluster)
 
 
 @pytest.fixture(scope="module")
-def killed_deletions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return kill_at(_DELETE_POINTS, "delete", tmp_path_factory.mktemp("deletions"))
+def killed_deletions(tmp_path_factory: pytest.TempPathFactory, cluster: Servers) -> dict[str, Address]:
+    return kill_at(_DELETE_POINTS, "delete", tmp_path_factory.mktemp("deletions"), cluster)
 
 
 @pytest.mark.parametrize("point", _PUT_POINTS)
-def test_a_put_killed_when(killed_puts: dict[str, Path], point: str) -> None:
+def test_a_put_killed_when(killed_puts: dict[str, Address], point: str) -> None:
     """The old version is whole, the new one is there wholly or not at all, and no garbage is left."""
-    folder = killed_puts[point]
-    assert list((folder / "tmp").iterdir())
-    with Store(folder) as store:
+    address = killed_puts[point]
+    done = "the commit is done" in point
+    with Store(*address, read_only=True) as store:
+        assert notes(store) == (0 if done else 1)
         records = store.modules(user_id="ann")
-        assert [record.version for record in records] == ([1, 2] if point == "the commit is done" else [1])
+        assert [record.version for record in records] == ([1, 2] if done else [1])
+    with Store(*address) as store:
+        assert store.modules(user_id="ann") == records
         for record, module in zip(records, (_OLD, _NEW), strict=False):
             assert same(store.load_module(record), module)
-        assert list((folder / "tmp").iterdir()) == []
-        assert module_folders(folder) == sorted(record.path for record in store.modules())
+        assert notes(store) == 0
+        assert module_folders(store) == sorted(record.location for record in store.modules())
         again = store.put_module(_NEW, **whose("ann"))
         assert again.version == len(records) + 1
         assert same(store.load_module(again), _NEW)
 
 
-def test_a_store_that_stayed_open_puts_over_what_a_killed_put_left(tmp_path: Path) -> None:
+def test_what_a_put_of_the_first_schema_left_is_cleared(tmp_path: Path) -> None:
+    """Its module had its place, and its row was not committed."""
     with Store(tmp_path) as store:
-        orphan = store.put_module(_OLD, **whose("ann"))
-        with store._database.writing() as connection:
-            connection.exec_driver_sql("DELETE FROM modules")
-        again = store.put_module(_NEW, **whose("ann"))
-        assert again.path == orphan.path
-        assert same(store.load_module(again), _NEW)
+        kept = store.put_module(_OLD, **whose("ann"))
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    work = tmp_path / "tmp" / temporary_name("put").replace(f"-{os.getpid()}-", f"-{dead.pid}-")
+    orphan = tmp_path / "modules" / "0a" / ("0a" * 16) / "movie_tagging" / "k0" / ("f" * 12) / "v0001"
+    for folder in (work, orphan):
+        folder.mkdir(parents=True)
+    (work / "target").write_text(str(orphan.relative_to(tmp_path)))
+    with Store(tmp_path) as store:
+        assert not (tmp_path / "modules" / "0a").exists()
+        assert list((tmp_path / "tmp").iterdir()) == []
+        assert same(store.load_module(kept), _OLD)
 
 
 @pytest.mark.parametrize("point", _DELETE_POINTS)
-def test_a_deletion_killed_when(killed_deletions: dict[str, Path], point: str) -> None:
+def test_a_deletion_killed_when(killed_deletions: dict[str, Address], point: str) -> None:
     """Nobody sees the user any more, the next opening removes the last trace, and others keep all."""
-    folder = killed_deletions[point]
-    if point != "the rows are gone":
-        with Store(folder, read_only=True) as store:
+    address = killed_deletions[point]
+    if "the rows are gone" not in point:
+        with Store(*address, read_only=True) as store:
             assert store.users() == ("bob",)
             assert store.modules(user_id="ann") == ()
             assert store.find_module("ann", "movie_tagging") is None
             with pytest.raises(UnknownUserError):
                 store.history("ann", "movie_tagging")
-    with Store(folder) as store:
-        assert files_with(folder, "ann") == []
+    with Store(*address) as store:
+        assert rows_with(store, "ann") == []
+        assert store.files is not None or files_with(store.folder, "ann") == []
         assert store.history("bob", "movie_tagging") == HISTORY
         (kept,) = store.modules()
-        assert module_folders(folder) == [kept.path]
+        assert module_folders(store) == [kept.location]
         assert same(store.load_module(kept), _OLD)
 
 
@@ -149,35 +186,46 @@ _PUT_MANY = """
 import sys, time
 from pathlib import Path
 from store_samples import HISTORY, tiny_module, whose
-from oppu.store import Store
-folder, seed = Path(sys.argv[1]), int(sys.argv[2])
-Path(f"{folder}.ready-{seed}").touch()
-while not Path(f"{folder}.go").exists():
+from oppu.store import NewModule, Store
+signs, seed, address = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+(signs / f"ready-{seed}").touch()
+while not (signs / "go").exists():
     time.sleep(0.001)
-with Store(folder) as store:
-    for number in range(10):
+with Store(*address) as store:
+    for number in range(5):
         store.put_history(f"user-{seed}", "movie_tagging", HISTORY)
-        store.put_module(tiny_module(seed), **whose("ann", training={"by": seed, "number": number}))
+        training = {"by": seed, "number": number}
+        store.put_module(tiny_module(seed), **whose("ann", training=training))
+        together = [whose(user, training=training) for user in ("cid", "bea", "dan", "cid")[::1 if seed == 1 else -1]]
+        store.put_modules([NewModule(tiny_module(seed), **each) for each in together])
 """
 
 
-def test_two_processes_put_at_once_from_the_first_moment(tmp_path: Path) -> None:
-    folder = tmp_path / "store"
-    commands = [[sys.executable, "-c", _PUT_MANY, str(folder), str(seed)] for seed in (1, 2)]
+@pytest.mark.parametrize("sort", ["folder", "cluster"])
+def test_two_processes_put_at_once_from_the_first_moment(
+    sort: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    address = [str(tmp_path / "store")]
+    if sort == "cluster":
+        address = list(request.getfixturevalue("cluster").addresses())
+    commands = [[sys.executable, "-c", _PUT_MANY, str(tmp_path), str(seed), *address] for seed in (1, 2)]
     processes = [
         subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True) for command in commands
     ]
-    while not all(Path(f"{folder}.ready-{seed}").exists() for seed in (1, 2)):
+    while not all((tmp_path / f"ready-{seed}").exists() for seed in (1, 2)):
         assert all(process.poll() is None for process in processes)
-    Path(f"{folder}.go").touch()
+    (tmp_path / "go").touch()
     for process in processes:
         _, errors = process.communicate(timeout=120)
         assert (process.returncode, errors) == (0, "")
-    with Store(folder) as store:
+    with Store(*address) as store:
         records = store.modules(user_id="ann")
-        assert [record.version for record in records] == list(range(1, 21))
+        assert [record.version for record in records] == list(range(1, 11))
         for seed in (1, 2):
             mine = [record for record in records if record.training["by"] == seed]
-            assert [record.training["number"] for record in mine] == list(range(10))
+            assert [record.training["number"] for record in mine] == list(range(5))
             assert all(same(store.load_module(record), tiny_module(seed)) for record in mine)
-        assert store.users() == ("ann", "user-1", "user-2")
+        assert store.users() == ("ann", "bea", "cid", "dan", "user-1", "user-2")
+        versions = {user: [record.version for record in store.modules(user)] for user in ("bea", "cid", "dan")}
+        assert versions == {user: list(range(1, 21 if user == "cid" else 11)) for user in versions}
+        assert notes(store) == 0

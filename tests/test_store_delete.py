@@ -3,7 +3,6 @@
 import errno
 import logging
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,12 +14,6 @@ from oppu.store import Store
 
 _USER = "zanzibar-user"
 _SECRETS = (_USER, "walrus-secret", "walrus-replaced", "walrus-training", "walrus-title")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store(tmp_path / "store") as store:
-        yield store
 
 
 def put_secrets(store: Store) -> None:
@@ -36,37 +29,37 @@ def put_secrets(store: Store) -> None:
         store.put_module(tiny_module(), **whose(_USER, task=task, training={"note": "walrus-training"}))
 
 
-def test_a_deleted_user_leaves_no_trace_in_any_file(store: Store) -> None:
+def test_a_deleted_user_leaves_no_trace_in_any_file(folder_store: Store) -> None:
     for other in ("ann", "zoe"):
-        store.put_history(other, "movie_tagging", HISTORY)
-        store.put_module(tiny_module(), **whose(other))
-    put_secrets(store)
-    mine = store.modules(user_id=_USER)
-    kept = [record for record in store.modules() if record.user_id != _USER]
-    assert all(files_with(store.folder, secret) for secret in _SECRETS)
-    with Store(store.folder):  # another connection is open meanwhile
-        deleted = store.delete_user(_USER)
-    assert [(secret, found) for secret in _SECRETS if (found := files_with(store.folder, secret))] == []
-    assert files_with(store.folder, mine[0].path.parents[3].name) == []
+        folder_store.put_history(other, "movie_tagging", HISTORY)
+        folder_store.put_module(tiny_module(), **whose(other))
+    put_secrets(folder_store)
+    mine = folder_store.modules(user_id=_USER)
+    kept = [record for record in folder_store.modules() if record.user_id != _USER]
+    assert all(files_with(folder_store.folder, secret) for secret in _SECRETS)
+    with Store(folder_store.folder):  # another connection is open meanwhile
+        deleted = folder_store.delete_user(_USER)
+    assert [(secret, found) for secret in _SECRETS if (found := files_with(folder_store.folder, secret))] == []
+    assert files_with(folder_store.folder, mine[0].path.name.split("-")[0]) == []
     assert (deleted.user_id, deleted.task, deleted.modules, deleted.history_items) == (_USER, None, 3, 23)
     assert deleted.size_bytes == sum(record.size_bytes for record in mine)
     assert set(deleted.paths) == {record.path for record in mine}
-    assert store.users() == ("ann", "zoe")
-    assert store.history("ann", "movie_tagging") == HISTORY
-    assert module_folders(store.folder) == sorted(record.path for record in kept)
-    assert same(store.load_module(kept[0]), tiny_module())
+    assert folder_store.users() == ("ann", "zoe")
+    assert folder_store.history("ann", "movie_tagging") == HISTORY
+    assert module_folders(folder_store) == sorted(record.location for record in kept)
+    assert same(folder_store.load_module(kept[0]), tiny_module())
 
 
-def test_one_task_of_a_user_is_deleted_and_the_others_stay(store: Store) -> None:
-    put_secrets(store)
-    deleted = store.delete_user(_USER, "movie_tagging")
+def test_one_task_of_a_user_is_deleted_and_the_others_stay(folder_store: Store) -> None:
+    put_secrets(folder_store)
+    deleted = folder_store.delete_user(_USER, "movie_tagging")
     assert (deleted.task, deleted.modules, deleted.history_items) == ("movie_tagging", 2, 20)
-    assert files_with(store.folder, "walrus-secret") == []
-    assert files_with(store.folder, "walrus-replaced") == []
-    assert store.users("movie_tagging") == ()
-    assert store.history(_USER, "news_headline") == HISTORY
-    (kept,) = store.modules()
-    assert same(store.load_module(kept), tiny_module())
+    assert files_with(folder_store.folder, "walrus-secret") == []
+    assert files_with(folder_store.folder, "walrus-replaced") == []
+    assert folder_store.users("movie_tagging") == ()
+    assert folder_store.history(_USER, "news_headline") == HISTORY
+    (kept,) = folder_store.modules()
+    assert same(folder_store.load_module(kept), tiny_module())
 
 
 def test_an_unknown_user_or_task_cannot_be_deleted(store: Store) -> None:
@@ -86,41 +79,41 @@ def test_a_deleted_user_can_come_back(store: Store) -> None:
 
 
 def test_a_deletion_that_the_disk_refuses_is_finished_later(
-    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    folder_store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    put_secrets(store)
-    store.put_history("ann", "movie_tagging", HISTORY)
+    put_secrets(folder_store)
+    folder_store.put_history("ann", "movie_tagging", HISTORY)
 
     def refuse(path: Path, *, root: Path) -> None:
         raise OSError(errno.EACCES, "Permission denied", str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr("oppu.store.deletion.remove_tree", refuse)
+        patch.setattr("oppu.store.folder.remove_tree", refuse)
         with pytest.raises(StoreError, match="permission denied"):
-            store.delete_user(_USER)
-        assert store.users() == ("ann",)
+            folder_store.delete_user(_USER)
+        assert folder_store.users() == ("ann",)
         with pytest.raises(StoreError, match=f"user '{_USER}' is being deleted"):
-            store.put_module(tiny_module(), **whose(_USER))
+            folder_store.put_module(tiny_module(), **whose(_USER))
         with caplog.at_level(logging.WARNING, "oppu.store"):
-            Store(store.folder).close()
+            Store(folder_store.folder).close()
     assert "cannot be finished yet" in caplog.text
-    deleted = store.delete_user(_USER)
+    deleted = folder_store.delete_user(_USER)
     assert (deleted.modules, deleted.history_items) == (3, 23)
-    assert files_with(store.folder, "walrus-secret") == []
+    assert files_with(folder_store.folder, "walrus-secret") == []
 
 
 def test_a_reader_that_keeps_the_log_is_reported_and_the_next_opening_wipes_it(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    folder_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put_secrets(store)
-    monkeypatch.setattr("oppu.store.deletion.BUSY_TIMEOUT_MS", 50)
-    reader = sqlite3.connect(store.folder / "oppu.db", isolation_level=None)
+    put_secrets(folder_store)
+    monkeypatch.setattr("oppu.store.sqlite.BUSY_TIMEOUT_MS", 50)
+    reader = sqlite3.connect(folder_store.folder / "oppu.db", isolation_level=None)
     reader.execute("BEGIN")
     reader.execute("SELECT * FROM users").fetchall()
     with pytest.raises(StoreError, match="another process keeps the write-ahead log"):
-        store.delete_user(_USER)
-    assert store.users() == ()
-    assert files_with(store.folder, "walrus-secret")
+        folder_store.delete_user(_USER)
+    assert folder_store.users() == ()
+    assert files_with(folder_store.folder, "walrus-secret")
     reader.close()
-    Store(store.folder).close()
-    assert files_with(store.folder, "walrus-secret") == []
+    Store(folder_store.folder).close()
+    assert files_with(folder_store.folder, "walrus-secret") == []

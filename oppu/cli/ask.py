@@ -11,12 +11,13 @@ from oppu.cli.options import (
     DataPath,
     Device,
     Dtype,
+    Files,
     K,
     Profiles,
     Quantize,
     RetrieverName,
     Seed,
-    StorePath,
+    StoreAddress,
     TaskName,
     TokensPerPass,
     UserId,
@@ -37,7 +38,8 @@ def register(app: typer.Typer) -> None:
 def ask(
     question: Annotated[str, typer.Argument(help="The question: the text that the task asks about.")],
     user: UserId,
-    store: StorePath,
+    store: StoreAddress,
+    files: Files = None,
     task: Annotated[
         str | None, typer.Option("--task", help="A task's name or TOML file. [default: that of the newest module]")
     ] = None,
@@ -59,7 +61,7 @@ def ask(
     from oppu.personalize import ask as answered
     from oppu.tasks import find_task
 
-    with quiet_libraries(), open_store(store) as opened:
+    with quiet_libraries(), open_store(store, files) as opened:
         found = find_task(task) if task is not None else None
         typer.echo(
             answered(
@@ -80,8 +82,9 @@ def ask(
 def predict(
     task: TaskName,
     data: DataPath,
-    store: StorePath,
+    store: StoreAddress,
     out: Annotated[Path, typer.Option("--out", help="File for the answers, in LaMP's format.")],
+    files: Files = None,
     base: BaseName = EMBEDDED,
     k: K = 0,
     retriever: RetrieverName = "bm25",
@@ -112,7 +115,7 @@ def predict(
     with os_errors(out.parent):
         make_folders(out.parent)
     total, done = sum(len(user.queries) for user in users), 0
-    with quiet_libraries(), open_store(store) as opened, meter() as shown:
+    with quiet_libraries(), open_store(store, files) as opened, meter() as shown:
         loaded = base_of(opened, base, device=device, dtype=dtype, quantize=quantize)
         setting = Setting(k=k, retriever=retriever, profile=given is not None, seed=seed)
         plan = Plan(found, recipe_for(loaded.family, found).personal, setting)

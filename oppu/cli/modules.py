@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from oppu.cli.options import Device, Dtype, Quantize, StorePath, UserId, open_store, quiet_libraries
+from oppu.cli.options import Device, Dtype, Files, Quantize, StoreAddress, UserId, open_store, quiet_libraries
 
 if TYPE_CHECKING:
     from oppu.store import ModuleRecord, Store
@@ -27,7 +27,8 @@ def register(app: typer.Typer) -> None:
 
 @modules_app.command(name="list")
 def list_modules(
-    store: StorePath,
+    store: StoreAddress,
+    files: Files = None,
     user: Annotated[str | None, typer.Option("--user", help="Only of this user.")] = None,
     task: Task = None,
     all_versions: Annotated[bool, typer.Option("--all", help="Older versions, too.")] = False,
@@ -36,7 +37,7 @@ def list_modules(
 
     Example: `oppu modules list --store my-store`
     """
-    with open_store(store) as opened:
+    with open_store(store, files) as opened:
         records = opened.modules(user, task, newest_only=not all_versions)
     table = Table(box=None, header_style="bold")
     for column in ("user", "task", "setting", "base", "version", "created", "KiB"):
@@ -51,13 +52,18 @@ def list_modules(
 
 @modules_app.command()
 def show(
-    user: UserId, store: StorePath, task: Task = None, setting: SettingName = None, version: Version = None
+    user: UserId,
+    store: StoreAddress,
+    files: Files = None,
+    task: Task = None,
+    setting: SettingName = None,
+    version: Version = None,
 ) -> None:
     """Show how a module was made, as JSON.
 
     Example: `oppu modules show --store my-store --user u17`
     """
-    with open_store(store) as opened:
+    with open_store(store, files) as opened:
         record = _find(opened, user, task, setting, version)
     shown = {name: getattr(record, name) for name in record.__slots__}
     typer.echo(json.dumps(shown, indent=2, default=str))
@@ -66,8 +72,9 @@ def show(
 @modules_app.command()
 def export(
     user: UserId,
-    store: StorePath,
+    store: StoreAddress,
     out: Annotated[Path, typer.Option("--out", help="A new folder.")],
+    files: Files = None,
     task: Task = None,
     setting: SettingName = None,
     version: Version = None,
@@ -78,7 +85,7 @@ def export(
     """
     from oppu.personalize import export_module
 
-    with quiet_libraries(), open_store(store) as opened:
+    with quiet_libraries(), open_store(store, files) as opened:
         record = _find(opened, user, task, setting, version)
         typer.echo(export_module(opened, record, out))
 
@@ -86,7 +93,8 @@ def export(
 @modules_app.command(name="import")
 def import_module(
     folder: Annotated[Path, typer.Argument(help="An export, or a folder that PEFT wrote.")],
-    store: StorePath,
+    store: StoreAddress,
+    files: Files = None,
     user: Annotated[str | None, typer.Option("--user", help="[default: as exported]")] = None,
     task: Annotated[str | None, typer.Option("--task", help="[default: as exported]")] = None,
     setting: SettingName = None,
@@ -107,7 +115,7 @@ def import_module(
     from oppu.store import Store
 
     module = read_module(folder)
-    with quiet_libraries(), Store(store) as opened:
+    with quiet_libraries(), Store(store, files) as opened:
         loaded = None
         if base is not None:
             loaded = base_of(opened, base, device=device, dtype=dtype, quantize=quantize)
@@ -127,7 +135,8 @@ def import_module(
 @modules_app.command()
 def delete(
     user: UserId,
-    store: StorePath,
+    store: StoreAddress,
+    files: Files = None,
     task: Task = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
@@ -135,7 +144,7 @@ def delete(
 
     Example: `oppu modules delete --store my-store --user u17 --yes`
     """
-    with open_store(store) as opened:
+    with open_store(store, files) as opened:
         if not yes:
             typer.confirm(f"Delete all modules and the history of user {user}? There is no way back", abort=True)
         gone = opened.delete_user(user, task)

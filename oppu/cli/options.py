@@ -22,7 +22,22 @@ BaseName = Annotated[
     str,
     typer.Option("--base", help="Base model: a name in the store, the embedded one, a folder, or a name on the hub."),
 ]
-StorePath = Annotated[Path, typer.Option("--store", help="Folder of the store.")]
+StoreAddress = Annotated[
+    str,
+    typer.Option(
+        "--store",
+        help="Folder of the store, or postgresql://USER@HOST/DATABASE for more than one machine.",
+        envvar="OPPU_STORE",
+    ),
+]
+Files = Annotated[
+    str | None,
+    typer.Option(
+        "--files",
+        help="With a database: where module files lie, s3://BUCKET/PREFIX or file:///FOLDER.",
+        envvar="OPPU_FILES",
+    ),
+]
 UserId = Annotated[str, typer.Option("--user", help="A user's id.")]
 K = Annotated[int, typer.Option("--k", min=0, help="Number of retrieved history items in the prompt.")]
 RetrieverName = Annotated[str, typer.Option("--retriever", help="bm25, random or recent.")]
@@ -109,13 +124,14 @@ def changed_training(
     return changed(config, module=changed(module, **given), **changes)
 
 
-def open_store(folder: Path) -> "Store":
-    """The store in a folder that must be one: a mistyped path makes no new store."""
-    if not folder.is_dir():
-        raise StoreError("there is no store", where=str(folder), fix="`oppu personalize` makes one")
+def open_store(address: str, files: str | None = None) -> "Store":
+    """The store at an address. A folder must be one: a mistyped path makes no new store."""
     from oppu.store import Store
+    from oppu.store.opening import is_folder
 
-    return Store(folder)
+    if is_folder(address) and not Path(address).is_dir():
+        raise StoreError("there is no store", where=address, fix="`oppu personalize` makes one")
+    return Store(address, files)
 
 
 @contextmanager

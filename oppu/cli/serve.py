@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from oppu.cli.options import BaseName, Device, Dtype, Profiles, Quantize, StorePath, quiet_libraries
+from oppu.cli.options import BaseName, Device, Dtype, Files, Profiles, Quantize, StoreAddress, quiet_libraries
 from oppu.model.embedded import EMBEDDED
 
 
@@ -14,7 +14,8 @@ def register(app: typer.Typer) -> None:
 
 
 def serve(
-    store: StorePath,
+    store: StoreAddress,
+    files: Files = None,
     base: BaseName = EMBEDDED,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any that is free.")] = 8000,
@@ -38,6 +39,7 @@ def serve(
     """
     from oppu.errors import ConfigError
     from oppu.profiles import read_profiles
+    from oppu.store.opening import shown_address
     from oppu.tasks import find_task
 
     try:
@@ -52,6 +54,7 @@ def serve(
         run(
             store,
             base,
+            files=files,
             host=host,
             port=port,
             tasks=[find_task(name) for name in task or ()],
@@ -61,5 +64,5 @@ def serve(
             device=device,
             dtype=dtype,
             quantize=quantize,
-            on_ready=lambda url: typer.echo(f"serving {base} and the modules in {store} at {url}"),
+            on_ready=lambda url: typer.echo(f"serving {base} and the modules in {shown_address(store)} at {url}"),
         )

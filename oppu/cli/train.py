@@ -11,6 +11,7 @@ from oppu.cli.options import (
     Device,
     Dtype,
     Epochs,
+    Files,
     K,
     KindName,
     LearningRate,
@@ -21,7 +22,7 @@ from oppu.cli.options import (
     RetrieverName,
     Seed,
     Slots,
-    StorePath,
+    StoreAddress,
     Targets,
     TaskName,
     TokensPerPass,
@@ -43,7 +44,8 @@ def register(app: typer.Typer) -> None:
 def adapt(
     task: TaskName,
     data: DataPath,
-    store: StorePath,
+    store: StoreAddress,
+    files: Files = None,
     name: Annotated[str | None, typer.Option("--name", help="Name of the new base. [default: TASK-SETTING]")] = None,
     base: BaseName = EMBEDDED,
     k: K = 0,
@@ -73,6 +75,7 @@ def adapt(
     from oppu.profiles import read_profiles
     from oppu.recipes import recipe_for
     from oppu.store import Store
+    from oppu.store.opening import shown_address
     from oppu.tasks import find_task
     from oppu.train import Machine
 
@@ -81,7 +84,7 @@ def adapt(
     found = find_task(task)
     users = read_dataset(data, found).base_users
     given = read_profiles(profiles) if profiles is not None else None
-    with quiet_libraries(), Store(store) as opened, meter() as shown:
+    with quiet_libraries(), Store(store, files) as opened, meter() as shown:
         loaded = base_of(opened, base, device=device, dtype=dtype)
         train = changed_training(
             recipe_for(loaded.family, found).adapt,
@@ -108,13 +111,14 @@ def adapt(
             machine=changed(Machine(1), tokens_per_pass=tokens_per_pass),
             on_progress=lambda done, total, tokens: shown.show("adapting the base", done, total, tokens),
         )
-    typer.echo(f"base {adapted.name}, fingerprint {adapted.fingerprint[:12]}, in {store}")
+    typer.echo(f"base {adapted.name}, fingerprint {adapted.fingerprint[:12]}, in {shown_address(store)}")
 
 
 def personalize(
     task: TaskName,
     data: DataPath,
-    store: StorePath,
+    store: StoreAddress,
+    files: Files = None,
     base: BaseName = EMBEDDED,
     k: K = 0,
     retriever: RetrieverName = "bm25",
@@ -152,6 +156,7 @@ def personalize(
     from oppu.profiles import read_profiles
     from oppu.recipes import recipe_for
     from oppu.store import Store
+    from oppu.store.opening import shown_address
     from oppu.tasks import find_task
     from oppu.train import Machine, Progress
 
@@ -160,7 +165,7 @@ def personalize(
     given = read_profiles(profiles) if profiles is not None else None
     counts: Counter[str] = Counter()
     tokens = 0
-    with quiet_libraries(), Store(store) as opened, meter() as shown:
+    with quiet_libraries(), Store(store, files) as opened, meter() as shown:
         loaded = base_of(opened, base, device=device, dtype=dtype, quantize=quantize)
         train = changed_training(
             recipe_for(loaded.family, found).personal,
@@ -200,6 +205,9 @@ def personalize(
                 shown.say(f"user {result.user_id} has no history and gets the base model")
             if result.status == "failed":
                 shown.say(result.reason)
-    typer.echo(", ".join(f"{count} {status}" for status, count in sorted(counts.items())) + f"; modules in {store}")
+    typer.echo(
+        ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+        + f"; modules in {shown_address(store)}"
+    )
     if counts["failed"]:
         raise typer.Exit(1)

@@ -54,16 +54,23 @@ def check_module(module: Module, *, where: str) -> None:
     _refuse(_values_that_are_no_numbers(module.tensors), where)
 
 
+def module_files(module: Module, *, where: str) -> dict[str, bytes]:
+    """The two files of `module`, by name; StoreError, beginning with `where`, for one that read_module would refuse."""
+    check_module(module, where=where)
+    tensors = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in module.tensors.items()}
+    config = _config_text(module, where) + "\n"
+    return {CONFIG: config.encode(), WEIGHTS: save(tensors, metadata={"format": "pt"})}
+
+
 def write_module(module: Module, folder: Path) -> None:
-    """Writes `module` as two files into `folder`, which is made if need be; neither atomic nor synced: the store is.
+    """Writes `module` as two files into `folder`, which is made if need be; neither atomic nor synced.
 
     StoreError for a module that read_module would refuse (then nothing is written); OSError where the disk fails.
     """
-    check_module(module, where=str(folder))
-    tensors = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in module.tensors.items()}
+    files = module_files(module, where=str(folder))
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
-    (folder / CONFIG).write_text(_config_text(module, str(folder)) + "\n", encoding="utf-8")
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
 
 
 def read_module(folder: Path) -> Module:
@@ -74,16 +81,22 @@ def read_module(folder: Path) -> Module:
     """
     try:
         _refuse_other_files(folder)
-        config = _read_config(folder / CONFIG)
-        _refuse_misfits(config, _read_shapes(folder / WEIGHTS), str(folder))
-        tensors = load((folder / WEIGHTS).read_bytes())
+        files = {name: (folder / name).read_bytes() for name in (CONFIG, WEIGHTS)}
     except OSError as error:
         raise StoreError(f"cannot be read ({error.strerror})", where=str(error.filename or folder)) from error
+    return module_of(files, where=str(folder))
+
+
+def module_of(files: Mapping[str, bytes], *, where: str) -> Module:
+    """The module that two files hold, or a StoreError as of read_module; `where`: their folder."""
+    config = _read_config(files[CONFIG], f"{where}/{CONFIG}")
+    weights = f"{where}/{WEIGHTS}"
+    _refuse_misfits(config, _read_shapes(files[WEIGHTS], weights), where)
+    try:
+        tensors = load(files[WEIGHTS])
     except SafetensorError as error:
-        raise StoreError(
-            f"is no valid safetensors file ({error})", where=str(folder / WEIGHTS), fix=_DAMAGED
-        ) from error
-    _refuse(_values_that_are_no_numbers(tensors), str(folder / WEIGHTS))
+        raise StoreError(f"is no valid safetensors file ({error})", where=weights, fix=_DAMAGED) from error
+    _refuse(_values_that_are_no_numbers(tensors), where)
     return Module(tensors=tensors, config=config)
 
 
@@ -122,36 +135,35 @@ def _refuse_other_files(folder: Path) -> None:
         raise StoreError(f"{' and '.join(missing)} missing", where=str(folder), fix=_DAMAGED)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _read_config(data: bytes, where: str) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_bytes())
+        config = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise StoreError("is no valid JSON", where=str(path), fix=_DAMAGED) from error
+        raise StoreError("is no valid JSON", where=where, fix=_DAMAGED) from error
     if not isinstance(config, dict):
-        raise StoreError("is no JSON object", where=str(path), fix=_DAMAGED)
+        raise StoreError("is no JSON object", where=where, fix=_DAMAGED)
     return config
 
 
-def _read_shapes(path: Path) -> dict[str, Shape]:
+def _read_shapes(data: bytes, where: str) -> dict[str, Shape]:
     """Names and shapes from the header, checked against the file's length; no tensor is read.
 
     A safetensors file is: 8 bytes N (little endian), N bytes of JSON, then the tensors one after another.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        header_length = int.from_bytes(file.read(8), "little")
-        if size < 8 or header_length > size - 8:
-            raise StoreError(f"is cut short or no safetensors file ({size} bytes)", where=str(path), fix=_DAMAGED)
-        raw = file.read(header_length)
+    size = len(data)
+    header_length = int.from_bytes(data[:8], "little")
+    if size < 8 or header_length > size - 8:
+        raise StoreError(f"is cut short or no safetensors file ({size} bytes)", where=where, fix=_DAMAGED)
+    raw = data[8 : 8 + header_length]
     try:
         header = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise StoreError("has no valid safetensors header", where=str(path), fix=_DAMAGED) from error
+        raise StoreError("has no valid safetensors header", where=where, fix=_DAMAGED) from error
     if not isinstance(header, dict):
-        raise StoreError("has no valid safetensors header", where=str(path), fix=_DAMAGED)
+        raise StoreError("has no valid safetensors header", where=where, fix=_DAMAGED)
     header.pop("__metadata__", None)
-    _refuse([f"{name} ({why})" for name, entry in header.items() if (why := _entry_problem(entry))], str(path))
-    _refuse_wrong_length(header, size - 8 - header_length, path)
+    _refuse([f"{name} ({why})" for name, entry in header.items() if (why := _entry_problem(entry))], where)
+    _refuse_wrong_length(header, size - 8 - header_length, where)
     return {name: tuple(entry["shape"]) for name, entry in header.items()}
 
 
@@ -173,16 +185,16 @@ def _are_counts(values: object) -> bool:
     return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
 
 
-def _refuse_wrong_length(header: Mapping[str, Any], data_bytes: int, path: Path) -> None:
+def _refuse_wrong_length(header: Mapping[str, Any], data_bytes: int, where: str) -> None:
     """The tensors must lie one after another and fill the file to its end."""
     end = 0
     for name, entry in sorted(header.items(), key=lambda item: tuple(item[1]["data_offsets"])):
         if entry["data_offsets"][0] != end:
-            raise StoreError(f"has a gap or an overlap before {name}", where=str(path), fix=_DAMAGED)
+            raise StoreError(f"has a gap or an overlap before {name}", where=where, fix=_DAMAGED)
         end = entry["data_offsets"][1]
     if end != data_bytes:
         what = f"is {'cut short' if data_bytes < end else 'too long'}: {data_bytes} bytes of tensors instead of {end}"
-        raise StoreError(what, where=str(path), fix=_DAMAGED)
+        raise StoreError(what, where=where, fix=_DAMAGED)
 
 
 def _values_that_are_no_numbers(tensors: Mapping[str, torch.Tensor]) -> list[str]:

@@ -174,9 +174,10 @@ def _cannot_listen(host: str, port: int, error: Exception) -> ConfigError:
 
 
 def serve(
-    store: Path,
+    store: Path | str,
     base: str,
     *,
+    files: str | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     tasks: Iterable[Task] = (),
@@ -190,10 +191,11 @@ def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT, then finish what is under way and return. Main thread only.
 
-    `base`, `device`, `dtype`, `quantize`: as `base_of` takes them. `tasks`: one's own, beside the built-in ones.
-    `on_ready(url)` is called before the first answer. The port is taken before the base is loaded.
+    `store` and `files`: as Store takes them. `base`, `device`, `dtype`, `quantize`: as `base_of` takes them. `tasks`:
+    one's own, beside the built-in ones. `on_ready(url)` is called before the first answer. The port is taken before the
+    base is loaded.
     """
-    with listen(host, port) as listening, Store(store, read_only=True) as opened:
+    with listen(host, port) as listening, Store(store, files, read_only=True) as opened:
         loaded = base_of(opened, base, device=device, dtype=dtype, quantize=quantize)
         asker = Asker(opened, loaded, [*BUILT_IN.values(), *tasks], profiles)
         engine = Engine(loaded, opened.load_module, config)

@@ -1,7 +1,8 @@
 """The store: who owns which history and which module, on disk and atomically."""
 
 from oppu.store.files import write_atomically
+from oppu.store.modules import NewModule
 from oppu.store.records import BaseRecord, Deleted, ModuleRecord
 from oppu.store.store import Store
 
-__all__ = ["BaseRecord", "Deleted", "ModuleRecord", "Store", "write_atomically"]
+__all__ = ["BaseRecord", "Deleted", "ModuleRecord", "NewModule", "Store", "write_atomically"]

@@ -1,45 +1,74 @@
-"""The SQLite file (WAL) behind a store: connections, transactions, migrations, and its errors in plain words.
+"""The database behind a store: connections, transactions, migrations, and its errors in plain words.
 
-Everything particular to SQLite is in this file. A writing transaction begins IMMEDIATE: it holds the one write lock
-from its first statement, so what it reads cannot change under it.
+What differs between databases is a `Dialect`: SQLite in sqlite.py, PostgreSQL in postgresql.py.
 """
 
-import os
-import sqlite3
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
+from typing import Protocol
 
-from sqlalchemy import Connection, QueuePool, create_engine, event, func, insert, inspect, select
-from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy import Connection, Engine, func, insert, inspect, select
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.schema import CreateTable
 
 from oppu.errors import StoreError
 from oppu.store import schema
-
-BUSY_TIMEOUT_MS = 30_000
-
-_PRAGMAS = (
-    "PRAGMA synchronous=FULL",  # a committed row survives a loss of power
-    "PRAGMA foreign_keys=ON",
-    "PRAGMA secure_delete=ON",  # deleted text is overwritten with zeros
-)
 
 
 class ConflictError(StoreError):
     """Another process put the same row first."""
 
 
-class Database:
-    """One SQLite file, opened and brought to the newest schema."""
+class Dialect(Protocol):
+    """What one kind of database does in its own way."""
 
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
-        self._path = path
+    @property
+    def where(self) -> str:
+        """The database, as messages name it: without a password."""
+
+    driver_errors: tuple[type[Exception], ...]
+    """What the driver raises where SQLAlchemy does not stand between."""
+
+    def engine(self) -> Engine:
+        """Connections; none is made yet."""
+
+    def reader(self, engine: Engine) -> Engine:
+        """The same connections, for transactions that see one state and change nothing."""
+
+    def writer(self, engine: Engine) -> Engine:
+        """The same connections, for transactions that write."""
+
+    def lock_schema(self, connection: Connection) -> None:
+        """Keeps other processes from migrating until the transaction ends."""
+
+    def statement(self, migration: str) -> str:
+        """A migration's statement in this database's words."""
+
+    def in_plain_words(self, error: Exception) -> StoreError:
+        """What went wrong, without a password; a ConflictError where trying again helps."""
+
+    def wipe(self, engine: Engine, timeout_ms: int | None) -> bool:
+        """Removes from the database's own files what was deleted; False: another process keeps it for now."""
+
+    def maker(self) -> str:
+        """This process, as notes of puts name it."""
+
+    def is_dead(self, connection: Connection, maker: str, started: str) -> bool:
+        """Whether the process that made a note is gone."""
+
+    def close(self) -> None:
+        """Lets go of what is held besides the engine."""
+
+
+class Database:
+    """A database, opened and brought to the newest schema."""
+
+    def __init__(self, dialect: Dialect, *, read_only: bool = False) -> None:
+        self.dialect = dialect
         self._read_only = read_only
-        self._engine = create_engine("sqlite://", creator=lambda: _connect(path, read_only), poolclass=QueuePool)
-        event.listen(self._engine, "begin", _begin)
+        self._engine = dialect.engine()
+        self._reader, self._writer = dialect.reader(self._engine), dialect.writer(self._engine)
         try:
             self._migrate()
         except BaseException:
@@ -49,63 +78,63 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """A transaction that sees one state of the database."""
-        with self._errors(), self._engine.connect() as connection:
+        with self._errors(), self._reader.connect() as connection:
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """A transaction under the write lock: committed at the end, undone by any exception."""
+        """A transaction that is committed at the end and undone by any exception.
+
+        SQLite gives it the one write lock from its first statement. In PostgreSQL it locks the rows that it asks for
+        (`with_for_update`), and sees at each statement what others have committed.
+        """
         if self._read_only:
-            raise StoreError("was opened read-only", where=str(self._path.parent), fix="open it without read_only")
-        with self._errors(), self._engine.execution_options(oppu_writes=True).begin() as connection:
+            raise StoreError("was opened read-only", where=self.dialect.where, fix="open it without read_only")
+        with self._errors(), self._writer.begin() as connection:
             yield connection
 
-    def checkpoint(self, *, timeout_ms: int) -> bool:
-        """Moves the write-ahead log into the database file and empties it; False: a reader elsewhere kept it."""
+    def wipe(self, *, timeout_ms: int | None = None) -> bool:
+        """Removes from the database's own files what was deleted; False: another process keeps it for now."""
         with self._errors():
-            connection = self._engine.raw_connection()
-            try:
-                cursor = connection.cursor()
-                cursor.execute(f"PRAGMA busy_timeout={timeout_ms}")
-                cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-                (busy, _, _) = cursor.fetchall()[0]
-                cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
-                cursor.close()
-            finally:
-                connection.close()
-        return not busy
+            return self.dialect.wipe(self._engine, timeout_ms)
+
+    def maker(self) -> str:
+        """This process, as notes of puts name it; the database or the system knows when it is gone."""
+        with self._errors():
+            return self.dialect.maker()
 
     def close(self) -> None:
-        """Closes all connections; the last one of all processes folds the log into the database file."""
+        """Closes all connections."""
+        self.dialect.close()
         self._engine.dispose()
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
+        known: tuple[type[Exception], ...] = (SQLAlchemyError, *self.dialect.driver_errors)
         try:
             yield
         except IntegrityError as error:
-            raise ConflictError(
-                f"a row is there already or does not fit ({error.orig})", where=str(self._path)
-            ) from error
-        except (SQLAlchemyError, sqlite3.Error) as error:
-            raise _in_plain_words(error, self._path) from error
+            what = f"a row is there already or does not fit ({' '.join(str(error.orig).split())})"
+            raise ConflictError(what, where=self.dialect.where) from error
+        except known as error:
+            raise self.dialect.in_plain_words(error) from error
 
     def _migrate(self) -> None:
         """Applies the migrations that are missing, all or none; refuses a newer schema and a stranger's database."""
+        where = self.dialect.where
         with self.reading() as connection:
-            if _applied(connection, self._path) == len(schema.MIGRATIONS):
+            if _applied(connection, where) == len(schema.MIGRATIONS):
                 return
         if self._read_only:
-            raise StoreError(
-                "its schema is older than this oppu", where=str(self._path), fix="open it once for writing"
-            )
+            raise StoreError("its schema is older than this oppu", where=where, fix="open it once for writing")
         with self.writing() as connection:
-            done = _applied(connection, self._path)  # again, under the lock: another process may have been faster
+            self.dialect.lock_schema(connection)
+            done = _applied(connection, where)  # again, under the lock: another process may have been faster
             if done == 0 and not inspect(connection).has_table(schema.APPLIED.name):
                 connection.execute(CreateTable(schema.APPLIED))
             for number, statements in enumerate(schema.MIGRATIONS[done:], start=done + 1):
                 for statement in statements:
-                    connection.exec_driver_sql(statement)
+                    connection.exec_driver_sql(self.dialect.statement(statement))
                 connection.execute(insert(schema.APPLIED).values(number=number, applied=utc_now()))
 
 
@@ -114,72 +143,16 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
-def _applied(connection: Connection, path: Path) -> int:
+def _applied(connection: Connection, where: str) -> int:
     """The number of the last migration applied; 0 in an empty database."""
     tables = inspect(connection).get_table_names()
     if schema.APPLIED.name not in tables:
         if tables:
-            raise StoreError(
-                "is a database, but not a store's", where=str(path), fix="give the store a folder of its own"
-            )
+            fix = "give the store a folder or a database of its own"
+            raise StoreError("is a database, but not a store's", where=where, fix=fix)
         return 0
     number = connection.scalar(select(func.max(schema.APPLIED.c.number))) or 0
     if number > len(schema.MIGRATIONS):
         what = f"was made by a newer oppu (schema {number}, this one knows up to {len(schema.MIGRATIONS)})"
-        raise StoreError(what, where=str(path), fix="update oppu")
+        raise StoreError(what, where=where, fix="update oppu")
     return int(number)
-
-
-def _begin(connection: Connection) -> None:
-    writes = connection.get_execution_options().get("oppu_writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
-def _connect(path: Path, read_only: bool) -> sqlite3.Connection:
-    """A connection whose transactions SQLAlchemy begins and ends (isolation_level None)."""
-    uri = path.absolute().as_uri() + "?" + (_read_only_options(path) if read_only else "mode=rwc")
-    connection = sqlite3.connect(
-        uri, uri=True, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT_MS / 1000
-    )
-    try:
-        if not read_only:
-            _use_write_ahead_log(connection)
-        for pragma in _PRAGMAS:
-            connection.execute(pragma)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _read_only_options(path: Path) -> str:
-    """A folder that nobody can write holds no log: SQLite must then be told not to look for one."""
-    log = path.with_name(path.name + "-wal")
-    return "mode=ro" if os.access(path.parent, os.W_OK) or log.exists() else "mode=ro&immutable=1"
-
-
-def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
-    """Switches to WAL; SQLite does not wait for its lock here, so two processes creating a store at once take turns."""
-    for attempt in range(100):
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or attempt == 99:
-                raise
-            time.sleep(0.05)
-
-
-def _in_plain_words(error: SQLAlchemyError | sqlite3.Error, path: Path) -> StoreError:
-    cause = str(error.orig if isinstance(error, DBAPIError) else error)
-    for sign, what, fix in (
-        ("not a database", "is no SQLite database", "move it away, or restore it from a copy"),
-        ("malformed", "is damaged", "restore it from a copy"),
-        ("full", "the disk is full", "free some space and run it again; nothing that was stored is lost"),
-        ("locked", "another process keeps it locked", "wait for it and run it again"),
-        ("readonly", "cannot be written", "use a folder that you may write, or open the store read-only"),
-        ("unable to open", "cannot be opened", "check that the folder exists and that you may read and write it"),
-    ):
-        if sign in cause:
-            return StoreError(f"{what} ({cause})", where=str(path), fix=fix)
-    return StoreError(f"the database failed ({cause})", where=str(path))

@@ -1,31 +1,29 @@
-"""Forgetting a user: the intent is recorded, then files go, then rows, then the write-ahead log.
+"""Forgetting a user: the intent is recorded, then files go, then rows, then what the database's own files still hold.
 
 Killed in between, a marked user is hidden from everyone, and the next opening of the store ends the deletion. Retrieval
 indexes are made in memory from the history and never stored, so none can be left.
 """
 
 import logging
-from pathlib import Path
 
-from sqlalchemy import ColumnElement, delete, func, select, update
+from sqlalchemy import ColumnElement, delete, func, select, text, update
 
 from oppu.errors import OppuError, StoreError
-from oppu.store.database import BUSY_TIMEOUT_MS, Database
-from oppu.store.files import os_errors, remove_tree
+from oppu.store.database import Database
 from oppu.store.histories import unknown_user
-from oppu.store.modules import settle_dead_puts
-from oppu.store.names import path_part, user_folder
+from oppu.store.notes import settle_dead_puts
+from oppu.store.places import Place
 from oppu.store.records import Deleted
 from oppu.store.schema import HISTORY_ITEMS, MODULES, USERS
 
 _LOG = logging.getLogger("oppu.store")
 
 
-def delete_user(database: Database, folder: Path, user_id: str, task: str | None = None) -> Deleted:
+def delete_user(database: Database, place: Place, user_id: str, task: str | None = None) -> Deleted:
     """Removes modules and history of the user (in one task, if one is given), and says what went."""
     mine = [USERS.c.user_id == user_id] + ([] if task is None else [USERS.c.task == task])
     with database.writing() as connection:
-        tasks = list(connection.scalars(select(USERS.c.task).where(*mine).order_by(USERS.c.task)))
+        tasks = list(connection.scalars(select(USERS.c.task).where(*mine).order_by(USERS.c.task).with_for_update()))
         if not tasks:
             raise unknown_user(user_id, task)
         connection.execute(update(USERS).where(*mine).values(deleting=True))
@@ -40,36 +38,42 @@ def delete_user(database: Database, folder: Path, user_id: str, task: str | None
             .where(HISTORY_ITEMS.c.user_id == user_id, HISTORY_ITEMS.c.task.in_(tasks))
         )
     for each in tasks:
-        _finish(database, folder, user_id, each)
-    settle_dead_puts(database, folder)
-    if not database.checkpoint(timeout_ms=BUSY_TIMEOUT_MS):
+        _finish(database, place, user_id, each)
+    settle_dead_puts(database, place)
+    if not database.wipe():
         what = f"user '{user_id}' is deleted, but another process keeps the write-ahead log, and old text in it, open"
-        raise StoreError(what, where=str(folder), fix="end that process and open the store again")
+        raise StoreError(what, where=place.where, fix="end that process and open the store again")
     return Deleted(
         user_id=user_id,
         task=task,
         modules=len(rows),
         history_items=int(items or 0),
         size_bytes=sum(row.size_bytes for row in rows),
-        paths=tuple(folder / row.path for row in rows),
+        paths=tuple(place.shown(row.path) for row in rows),
     )
 
 
-def finish_deletions(database: Database, folder: Path) -> None:
+def finish_deletions(database: Database, place: Place) -> None:
     """Ends the deletions that a crash or a failing disk interrupted; what still fails is logged and stays hidden."""
     with database.reading() as connection:
-        marked = connection.execute(select(USERS.c.user_id, USERS.c.task).where(USERS.c.deleting.is_(True))).all()
+        # the words of the index, so that a million users are not read for it
+        marked = connection.execute(select(USERS.c.user_id, USERS.c.task).where(text("deleting"))).all()
     for user_id, task in marked:
         try:
-            _finish(database, folder, user_id, task)
+            _finish(database, place, user_id, task)
         except OppuError as error:
             _LOG.warning("a deletion cannot be finished yet: %s", error)
 
 
-def _finish(database: Database, folder: Path, user_id: str, task: str) -> None:
-    """Files first, then rows, all under the write lock, so that no put can come between."""
-    with database.writing() as connection, os_errors(folder):
-        remove_tree(folder / user_folder(user_id) / path_part(task), root=folder / "modules")
+def _finish(database: Database, place: Place, user_id: str, task: str) -> None:
+    """Files first, then rows, with the user's row locked, so that no put can come between."""
+    with database.writing() as connection:
+        marked = select(USERS.c.deleting).where(USERS.c.user_id == user_id, USERS.c.task == task).with_for_update()
+        if not connection.scalar(marked):  # another process was faster, and the user may have come back since
+            return
+        place.remove(
+            list(connection.scalars(select(MODULES.c.path).where(MODULES.c.user_id == user_id, MODULES.c.task == task)))
+        )
         for table in (HISTORY_ITEMS, MODULES, USERS):
             mine: list[ColumnElement[bool]] = [table.c.user_id == user_id, table.c.task == task]
             connection.execute(delete(table).where(*mine))

@@ -3,6 +3,7 @@
 A temporary's name carries the host and the process that made it, so garbage is told from work under way.
 """
 
+import ctypes
 import errno
 import hashlib
 import os
@@ -13,6 +14,8 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 from oppu.errors import StoreError
@@ -82,6 +85,19 @@ def is_garbage(path: Path) -> bool:
         return False
 
 
+def this_process() -> str:
+    """This host and process, as `is_dead` reads it."""
+    return f"{_host()}-{os.getpid()}"
+
+
+def is_dead(maker: str, started: str) -> bool:
+    """Whether a process (`this_process`) is gone, or, where that cannot be known (another host), a day old."""
+    host, _, pid = maker.partition("-")
+    if host == _host() and not _is_alive(int(pid)):
+        return True
+    return (datetime.now(UTC) - datetime.fromisoformat(started)).total_seconds() > _OLD_S
+
+
 def sync_folder(folder: Path) -> None:
     """Makes renames and removals in `folder` survive a loss of power."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -96,6 +112,26 @@ def sync_tree(folder: Path) -> None:
     for path in folder.iterdir():
         sync_tree(path) if path.is_dir() else sync_folder(path)  # fsync takes a file's descriptor just as well
     sync_folder(folder)
+
+
+def sync_file_system(folder: Path) -> bool:
+    """Syncs the whole file system of `folder` at once, where the system can (Linux); False: it cannot."""
+    call = _syncfs()
+    if call is None:
+        return False
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if call(descriptor) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), str(folder))
+    finally:
+        os.close(descriptor)
+    return True
+
+
+@cache
+def _syncfs() -> "ctypes._NamedFuncPointer | None":
+    return getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
 
 
 def make_folders(folder: Path) -> None:

@@ -1,70 +1,61 @@
 """Modules: a folder of two files, and the row that says whose it is.
 
-A put writes into a work folder under `tmp/`, then, under the write lock: row inserted, folder renamed to its place,
-row committed. Killed before the rename it leaves a work folder; killed after it, a folder without a row, which the work
-folder names. `settle` clears both, and the older versions are never touched.
+A put notes the folders that it is about to write, writes them, and then, in one transaction, inserts the rows and
+removes the note: the row is the commit point. Killed before, it leaves a note and folders without rows, which `notes`
+clears; the older versions are never touched.
 """
 
-import os
-import re
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from pathlib import Path
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Row, Select, func, insert, select
 
-from oppu.errors import OppuError, StoreError
-from oppu.model.module import CONFIG, WEIGHTS, Module, check_module, read_module, write_module
+from oppu.errors import StoreError
+from oppu.model.module import CONFIG, WEIGHTS, Module, module_files, module_of
+from oppu.store import notes
 from oppu.store.database import ConflictError, Database, utc_now
-from oppu.store.files import (
-    is_garbage,
-    make_folders,
-    os_errors,
-    remove_tree,
-    sha256_of,
-    sync_folder,
-    sync_tree,
-    temporary_name,
-)
-from oppu.store.histories import claim
-from oppu.store.names import check_names, from_json, module_folder, to_json
+from oppu.store.histories import claim, cut
+from oppu.store.names import check_names, from_json, new_module_folder, to_json
+from oppu.store.places import Place
 from oppu.store.records import ModuleRecord
 from oppu.store.schema import MODULES, USERS
 
 _ATTEMPTS = 5
-_MODULE_FOLDER = re.compile(r"modules/[0-9a-f]{2}/[0-9a-f]{32}/[^/]+/[^/]+/[0-9a-f]{12}/v\d{4,}")
+_KEY = ("user_id", "task", "setting", "base_fingerprint")
 
 
-def put_module(
-    database: Database,
-    folder: Path,
-    module: Module,
-    *,
-    user_id: str,
-    task: str,
-    setting: str,
-    base_name: str,
-    base_fingerprint: str,
-    training: Mapping[str, Any],
-) -> ModuleRecord:
-    """Keeps `module` as the next version of (user_id, task, setting, base_fingerprint)."""
-    check_names(user_id=user_id, task=task, setting=setting, base_name=base_name, base_fingerprint=base_fingerprint)
-    values: dict[str, Any] = {"user_id": user_id, "task": task, "setting": setting, "base_name": base_name}
-    values |= {"base_fingerprint": base_fingerprint, "training": to_json("the training record", dict(training))}
-    check_module(module, where=f"the module of user '{user_id}' for {task}")
-    with os_errors(folder), _work_folder(database, folder) as work:
-        write_module(module, work / "module")
-        sync_tree(work)
-        files = work / "module" / CONFIG, work / "module" / WEIGHTS
-        values |= {"size_bytes": sum(file.stat().st_size for file in files), "sha256": sha256_of(*files)}
-        return _publish(database, folder, work, values)
+@dataclass(frozen=True, slots=True)
+class NewModule:
+    """A module to be put, and whose it is."""
+
+    module: Module
+    user_id: str
+    task: str
+    setting: str
+    base_name: str
+    base_fingerprint: str
+    training: Mapping[str, Any]
+    """JSON on how it was made (config, seed, losses, fingerprint)."""
+
+
+def put_modules(database: Database, place: Place, new: Sequence[NewModule]) -> tuple[ModuleRecord, ...]:
+    """Keeps each module as the next version of (user_id, task, setting, base_fingerprint): all of them or none."""
+    if not new:
+        return ()
+    found = [_prepared(each) for each in new]
+    rows = [row for row, _ in found]
+    with notes.noted(database, place, [row["path"] for row in rows]) as token:
+        place.write({row["path"]: files for row, files in found})
+        committed = _commit(database, token, rows)
+    return tuple(_put_record(place, row) for row in committed)
 
 
 def find_module(
     database: Database,
-    folder: Path,
+    place: Place,
     user_id: str,
     task: str,
     setting: str | None = None,
@@ -80,13 +71,13 @@ def find_module(
     if version is not None:
         query = query.where(MODULES.c.version == version)
     with database.reading() as connection:
-        records = [_record(folder, row) for row in connection.execute(query)]
+        records = [_record(place, row) for row in connection.execute(query)]
     # within one setting and base the version counts, not the clock, which may have been set back
     return max(_newest(records), key=lambda record: record.created, default=None)
 
 
 def modules(
-    database: Database, folder: Path, user_id: str | None = None, task: str | None = None, newest_only: bool = False
+    database: Database, place: Place, user_id: str | None = None, task: str | None = None, newest_only: bool = False
 ) -> tuple[ModuleRecord, ...]:
     """The records, ordered by user, task, setting, base and version."""
     query = _visible()
@@ -95,104 +86,72 @@ def modules(
     if task is not None:
         query = query.where(MODULES.c.task == task)
     with database.reading() as connection:
-        records = [_record(folder, row) for row in connection.execute(query)]
+        records = [_record(place, row) for row in connection.execute(query)]
     return tuple(_newest(records) if newest_only else records)
 
 
-def load_module(record: ModuleRecord) -> Module:
-    """The module, after its size and digest were found to be the record's."""
+def read_files(place: Place, record: ModuleRecord) -> dict[str, bytes]:
+    """The module's two files by name, after size and digest were found to be the record's."""
     fix = "restore it from an export, or train the module again"
-    with os_errors(record.path):
-        if not record.path.is_dir():
-            raise StoreError("the module's folder is gone", where=str(record.path), fix=fix)
-        names = {path.name for path in record.path.iterdir()}
-        if names != {CONFIG, WEIGHTS}:
-            what = f"holds {', '.join(sorted(names)) or 'nothing'} instead of {CONFIG} and {WEIGHTS}"
-            raise StoreError(what, where=str(record.path), fix=fix)
-        files = record.path / CONFIG, record.path / WEIGHTS
-        size_bytes = sum(file.stat().st_size for file in files)
-        if size_bytes != record.size_bytes:
-            what = f"its files have {size_bytes} bytes instead of {record.size_bytes}"
-            raise StoreError(what, where=str(record.path), fix=fix)
-        if sha256_of(*files) != record.sha256:
-            raise StoreError("its files are not the ones that were put", where=str(record.path), fix=fix)
-    return read_module(record.path)
+    files = place.read(record.location, (CONFIG, WEIGHTS))
+    size_bytes, digest = _size_and_digest(files)
+    if size_bytes != record.size_bytes:
+        what = f"its files have {size_bytes} bytes instead of {record.size_bytes}"
+        raise StoreError(what, where=str(record.path), fix=fix)
+    if digest != record.sha256:
+        raise StoreError("its files are not the ones that were put", where=str(record.path), fix=fix)
+    return files
 
 
-def settle_dead_puts(database: Database, folder: Path) -> None:
-    """Clears what the puts of dead processes left under `tmp/`."""
-    for work in (folder / "tmp").iterdir():
-        if is_garbage(work):
-            settle(database, folder, work)
+def load_module(place: Place, record: ModuleRecord) -> Module:
+    """The module, after size, digest, names and shapes were all found to be as they should be."""
+    return module_of(read_files(place, record), where=str(record.path))
 
 
-def settle(database: Database, folder: Path, work: Path) -> None:
-    """Ends a put that was interrupted: a folder that has its place but no row goes, and so does the work folder."""
-    path = _place_of(work)
-    if path is not None:
-        with database.writing() as connection:
-            if not _has_row(connection, path):
-                remove_tree(folder / path, root=folder / "modules")
-    shutil.rmtree(work, ignore_errors=True)
+def _prepared(new: NewModule) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The row, but for version and time, and the files."""
+    values: dict[str, Any] = {name: getattr(new, name) for name in (*_KEY, "base_name")}
+    check_names(**values)
+    training = to_json("the training record", dict(new.training))
+    files = module_files(new.module, where=f"the module of user '{new.user_id}' for {new.task}")
+    size_bytes, digest = _size_and_digest(files)
+    path = new_module_folder(new.user_id)
+    return values | {"training": training, "size_bytes": size_bytes, "sha256": digest, "path": path}, files
 
 
-def _place_of(work: Path) -> str | None:
-    """Where the work folder's module went; None if it did not, or if another process has cleared the work folder."""
-    with suppress(FileNotFoundError):
-        path = (work / "target").read_text(encoding="ascii")
-        if not (work / "module").exists() and _MODULE_FOLDER.fullmatch(path):
-            return path
-    return None
+def _size_and_digest(files: Mapping[str, bytes]) -> tuple[int, str]:
+    digest = hashlib.sha256(files[CONFIG])
+    digest.update(files[WEIGHTS])
+    return len(files[CONFIG]) + len(files[WEIGHTS]), digest.hexdigest()
 
 
-@contextmanager
-def _work_folder(database: Database, folder: Path) -> Iterator[Path]:
-    work = folder / "tmp" / temporary_name("put")
-    work.mkdir()
-    try:
-        yield work
-    except BaseException:
-        with suppress(OppuError, OSError):  # what cannot be cleared now, the next opening clears
-            settle(database, folder, work)
-        raise
-    shutil.rmtree(work, ignore_errors=True)
-
-
-def _publish(database: Database, folder: Path, work: Path, values: dict[str, Any]) -> ModuleRecord:
-    """Gives the work folder's module its version, its row and its place."""
+def _commit(database: Database, token: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Inserts the rows with their versions, and removes the note, in one transaction."""
     for _ in range(_ATTEMPTS):
         with suppress(ConflictError), database.writing() as connection:
-            claim(connection, values["user_id"], values["task"])
-            row = values | {"version": _next_version(connection, values), "created": utc_now()}
-            path = str(module_folder(**{name: row[name] for name in _KEY}))
-            connection.execute(insert(MODULES).values(**row, path=path))
-            _rename(folder, work, path)
-            return ModuleRecord(**row | {"path": folder / path, "training": from_json(row["training"])})
-    raise StoreError("other processes kept taking the version", where=str(folder), fix="run it again")
+            notes.end(connection, token)
+            claim(connection, [(row["user_id"], row["task"]) for row in rows])
+            taken = _versions(connection, rows)
+            created, complete = utc_now(), []
+            for row in rows:
+                key = tuple(row[name] for name in _KEY)
+                taken[key] = taken.get(key, 0) + 1
+                complete.append(row | {"version": taken[key], "created": created})
+            connection.execute(insert(MODULES), complete)
+            return complete
+    raise StoreError("other processes kept taking the version", where=database.dialect.where, fix="run it again")
 
 
-def _rename(folder: Path, work: Path, path: str) -> None:
-    """Moves the module to its place; `target` is on disk first, so that a crash right after can be undone."""
-    (work / "target").write_text(path, encoding="ascii")
-    sync_tree(work)
-    target = folder / path
-    if target.exists():  # no row has this path, and the lock is ours: left by a put that died
-        shutil.rmtree(target)
-    make_folders(target.parent)
-    os.rename(work / "module", target)
-    sync_folder(target.parent)
-
-
-_KEY = ("user_id", "task", "setting", "base_fingerprint", "version")
-
-
-def _next_version(connection: Connection, values: Mapping[str, Any]) -> int:
-    same = [MODULES.c[name] == values[name] for name in _KEY if name != "version"]
-    return int(connection.scalar(select(func.max(MODULES.c.version)).where(*same)) or 0) + 1
-
-
-def _has_row(connection: Connection, path: str) -> bool:
-    return connection.scalar(select(MODULES.c.version).where(MODULES.c.path == path)) is not None
+def _versions(connection: Connection, rows: Sequence[dict[str, Any]]) -> dict[tuple[str, ...], int]:
+    """The last version of each user, task, setting and base, where there is one."""
+    columns = [MODULES.c[name] for name in _KEY]
+    found: dict[tuple[str, ...], int] = {}
+    for task in {row["task"] for row in rows}:
+        for some in cut(sorted({row["user_id"] for row in rows if row["task"] == task})):
+            mine = MODULES.c.user_id.in_(some), MODULES.c.task == task
+            query = select(*columns, func.max(MODULES.c.version)).where(*mine).group_by(*columns)
+            found |= {tuple(key): version for *key, version in connection.execute(query)}
+    return found
 
 
 def _visible() -> Select[Any]:
@@ -206,6 +165,10 @@ def _newest(records: list[ModuleRecord]) -> list[ModuleRecord]:
     return list({(r.user_id, r.task, r.setting, r.base_fingerprint): r for r in records}.values())
 
 
-def _record(folder: Path, row: Row[Any]) -> ModuleRecord:
-    values = dict(row._mapping)
-    return ModuleRecord(**values | {"path": folder / values["path"], "training": from_json(values["training"])})
+def _record(place: Place, row: Row[Any]) -> ModuleRecord:
+    return _put_record(place, dict(row._mapping))
+
+
+def _put_record(place: Place, row: Mapping[str, Any]) -> ModuleRecord:
+    changed = {"location": row["path"], "path": place.shown(row["path"]), "training": from_json(row["training"])}
+    return ModuleRecord(**dict(row) | changed)

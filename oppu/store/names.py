@@ -3,10 +3,12 @@
 import hashlib
 import json
 import re
-from pathlib import PurePosixPath
+import secrets
 from typing import Any
 
 from oppu.errors import StoreError
+
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 def check_names(**names: str) -> None:
@@ -14,7 +16,7 @@ def check_names(**names: str) -> None:
     for what, name in names.items():
         if not name:
             raise StoreError(f"{what} is empty", fix=f"give a {what}")
-        if any(letter == "\0" or 0xD800 <= ord(letter) < 0xE000 for letter in name):
+        if _NO_TEXT.search(name):
             raise StoreError(f"{what} {name!r} holds characters that are no text", fix=f"give another {what}")
 
 
@@ -26,17 +28,18 @@ def path_part(name: str) -> str:
     return f"{letters or 'name'}-{_digest(name)[:12]}"
 
 
-def user_folder(user_id: str) -> PurePosixPath:
-    """Where a user's modules lie, relative to the store; a user's id never becomes a path."""
+def new_module_folder(user_id: str) -> str:
+    """Where a put writes a module, relative to the store's files: another folder at every put.
+
+    A user's id never becomes a path. 4,096 folders hold the modules of all users, about 250 each for a million.
+    """
     digest = _digest(user_id)
-    return PurePosixPath("modules", digest[:2], digest[:32])
+    return f"modules/{digest[:3]}/{digest[:32]}-{secrets.token_hex(8)}"
 
 
-def module_folder(user_id: str, task: str, setting: str, base_fingerprint: str, version: int) -> PurePosixPath:
-    """Where one version of a module lies, relative to the store."""
-    plain = re.fullmatch(r"[0-9a-f]{12,}", base_fingerprint)
-    base = base_fingerprint[:12] if plain else _digest(base_fingerprint)[:12]
-    return user_folder(user_id) / path_part(task) / path_part(setting) / base / f"v{version:04d}"
+def new_base_folder(name: str) -> str:
+    """Where a put writes a base on object storage."""
+    return f"bases/{path_part(name)}/{secrets.token_hex(8)}"
 
 
 def to_json(what: str, value: object) -> str:

@@ -23,8 +23,10 @@ class ModuleRecord:
     """Of both files."""
     sha256: str
     """Of `cat adapter_config.json adapter_model.safetensors`."""
-    path: Path
-    """The folder of the module's two files."""
+    path: Path | str
+    """The folder of the module's two files; on object storage, its URL."""
+    location: str
+    """The same, relative to where the store keeps its files."""
     training: Mapping[str, Any]
     """How it was made: config, seed, losses, fingerprint."""
 
@@ -36,6 +38,7 @@ class BaseRecord:
     name: str
     fingerprint: str
     path: Path
+    """On this machine."""
     created: str
     """UTC, ISO 8601."""
     record: Mapping[str, Any]
@@ -53,5 +56,5 @@ class Deleted:
     history_items: int
     size_bytes: int
     """Of the module files."""
-    paths: tuple[Path, ...]
+    paths: tuple[Path | str, ...]
     """The modules' folders, which are gone."""

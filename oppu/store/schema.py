@@ -27,6 +27,15 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             name TEXT NOT NULL PRIMARY KEY, fingerprint TEXT NOT NULL, path TEXT NOT NULL,
             created TEXT NOT NULL, record TEXT NOT NULL)""",
     ),
+    (
+        # what a put is about to write, so that what a dead one left is found: paths are JSON
+        """CREATE TABLE puts (
+            token TEXT NOT NULL PRIMARY KEY, maker TEXT NOT NULL, started TEXT NOT NULL, paths TEXT NOT NULL)""",
+        # of a base on object storage: name -> [bytes, sha256], JSON
+        "ALTER TABLE bases ADD COLUMN files TEXT NOT NULL DEFAULT '{}'",
+        "CREATE INDEX users_of_a_task ON users (task, user_id)",
+        "CREATE INDEX users_being_deleted ON users (user_id) WHERE deleting",
+    ),
 )
 
 _METADATA = MetaData()
@@ -77,4 +86,13 @@ BASES = Table(
     Column("path", Text, nullable=False),
     Column("created", Text, nullable=False),
     Column("record", Text, nullable=False),
+    Column("files", Text, nullable=False),
+)
+PUTS = Table(
+    "puts",
+    _METADATA,
+    Column("token", Text, primary_key=True),
+    Column("maker", Text, nullable=False),
+    Column("started", Text, nullable=False),
+    Column("paths", Text, nullable=False),
 )

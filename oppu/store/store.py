@@ -1,11 +1,13 @@
-"""A folder that knows who owns what: users' histories, their modules in versions, and base models.
+"""A store knows who owns what: users' histories, their modules in versions, and base models.
 
-    oppu.db     SQLite: users, histories, one row per module version, bases
-    modules/    <2 hex>/<32 hex of sha256(user id)>/<task>/<setting>/<base>/v0001/: two files in PEFT's format
+On one machine it is a folder:
+
+    oppu.db     SQLite: users, histories, one row per module version, bases, notes of puts under way
+    modules/    <3 hex>/<32 hex of sha256(user id)>-<16 hex>/: two files in PEFT's format
     bases/      base models, written by others
-    tmp/        puts under way
 
-Several processes may use one store at once. Every error is a StoreError of one line, and costs nothing that was stored.
+On more than one it is a PostgreSQL database and a URL for the files (docs/scale.md). Several processes may use one
+store at once. Every error is a StoreError of one line without a password, and costs nothing that was stored.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,9 +18,11 @@ from typing import Any, Self
 from oppu.errors import StoreError
 from oppu.model.module import Module
 from oppu.records import HistoryItem
-from oppu.store import bases, deletion, histories, modules, transfer
+from oppu.store import bases, deletion, histories, modules, notes, transfer
 from oppu.store.database import Database
-from oppu.store.files import make_folders, os_errors
+from oppu.store.leftovers import settle_old_work_folders
+from oppu.store.modules import NewModule
+from oppu.store.opening import Opened, opened
 from oppu.store.records import BaseRecord, Deleted, ModuleRecord
 
 _OPENING_WAIT_MS = 200
@@ -27,35 +31,47 @@ _OPENING_WAIT_MS = 200
 class Store:
     """An open store. Close it, or use it in a `with` statement; threads may share it, forked processes may not."""
 
-    def __init__(self, folder: Path, *, read_only: bool = False) -> None:
+    def __init__(self, address: Path | str, files: str | None = None, *, read_only: bool = False) -> None:
         """Opens the store, makes it if it is not there, and ends what a killed process left half done.
 
-        read_only: neither makes nor ends anything; what would write raises a StoreError.
+        address: a folder; or postgresql://USER:PASSWORD@HOST/DATABASE with `files`, a URL (s3://BUCKET/PREFIX,
+        file:///FOLDER). read_only: neither makes nor ends anything; what would write raises a StoreError.
         """
-        self.folder = folder.absolute()
-        if read_only and not self._database_path.is_file():
-            raise StoreError("is no store", where=str(self.folder), fix="check the path")
-        if not read_only:
-            self._make_folders()
-        self._database = Database(self._database_path, read_only=read_only)
+        self._opened: Opened = opened(address, files)
+        self._place = self._opened.place
+        self._database: Database = self._opened.database(read_only=read_only)
         if not read_only:
             self._end_what_was_left()
 
     @property
-    def _database_path(self) -> Path:
-        return self.folder / "oppu.db"
+    def address(self) -> str:
+        """With `files`, what opens this store in another process. It may hold a password: show `name` instead."""
+        return self._opened.address
 
-    def _make_folders(self) -> None:
-        with os_errors(self.folder):
-            for name in ("modules", "bases", "tmp"):
-                make_folders(self.folder / name)
+    @property
+    def files(self) -> str | None:
+        """Where module files and bases are, if not in the folder."""
+        return self._opened.files
+
+    @property
+    def name(self) -> str:
+        """The store, for messages: without a password."""
+        return self._opened.name
+
+    @property
+    def folder(self) -> Path:
+        """The folder of a store that is one; StoreError for one in a database."""
+        if self._opened.folder is None:
+            raise StoreError("is not a folder", where=self.name, fix="use `address` and `files`")
+        return self._opened.folder
 
     def _end_what_was_left(self) -> None:
         try:
-            with os_errors(self.folder):
-                modules.settle_dead_puts(self._database, self.folder)
-                deletion.finish_deletions(self._database, self.folder)
-            self._database.checkpoint(timeout_ms=_OPENING_WAIT_MS)  # a killed deletion may have left text in the log
+            if self._opened.folder is not None:
+                settle_old_work_folders(self._database, self._opened.folder)
+            notes.settle_dead_puts(self._database, self._place)
+            deletion.finish_deletions(self._database, self._place)
+            self._database.wipe(timeout_ms=_OPENING_WAIT_MS)  # a killed deletion may have left text in the log
         except BaseException:
             self.close()
             raise
@@ -76,15 +92,23 @@ class Store:
 
     def put_history(self, user_id: str, task: str, items: Sequence[HistoryItem]) -> None:
         """Replaces the history of the user in the task; an empty one makes the user known."""
-        histories.put_history(self._database, user_id, task, items)
+        self.put_histories(task, {user_id: items})
+
+    def put_histories(self, task: str, items_of: Mapping[str, Sequence[HistoryItem]]) -> None:
+        """The same for many users, by user, in one transaction: all of them or none."""
+        histories.put_histories(self._database, task, items_of)
 
     def history(self, user_id: str, task: str) -> tuple[HistoryItem, ...]:
         """The history as it was put. Empty for a user known by a module or another task; else UnknownUserError."""
         return histories.history(self._database, user_id, task)
 
-    def users(self, task: str | None = None) -> tuple[str, ...]:
-        """Everyone with a history or a module (in the task), sorted."""
-        return histories.users(self._database, task)
+    def users(self, task: str | None = None, *, after: str | None = None, limit: int | None = None) -> tuple[str, ...]:
+        """Everyone with a history or a module (in the task), sorted; or at most `limit` of those behind `after`."""
+        return histories.users(self._database, task, after, limit)
+
+    def knows(self, user_id: str, task: str | None = None) -> bool:
+        """Whether the user has a history or a module (in the task)."""
+        return histories.knows(self._database, user_id, task)
 
     # what is personal
 
@@ -103,17 +127,15 @@ class Store:
 
         training: JSON on how it was made (config, seed, losses, fingerprint).
         """
-        return modules.put_module(
-            self._database,
-            self.folder,
-            module,
-            user_id=user_id,
-            task=task,
-            setting=setting,
-            base_name=base_name,
-            base_fingerprint=base_fingerprint,
-            training=training,
-        )
+        new = NewModule(module, user_id, task, setting, base_name, base_fingerprint, training)
+        return self.put_modules([new])[0]
+
+    def put_modules(self, new: Sequence[NewModule]) -> tuple[ModuleRecord, ...]:
+        """Keeps many modules, each as the next version of its own, in one transaction: all of them or none.
+
+        Much faster for small modules than one by one: a thousand at a time are a good number.
+        """
+        return modules.put_modules(self._database, self._place, new)
 
     def find_module(
         self,
@@ -124,24 +146,24 @@ class Store:
         version: int | None = None,
     ) -> ModuleRecord | None:
         """The newest module that fits what is given, or None."""
-        return modules.find_module(self._database, self.folder, user_id, task, setting, base_fingerprint, version)
+        return modules.find_module(self._database, self._place, user_id, task, setting, base_fingerprint, version)
 
     def modules(
         self, user_id: str | None = None, task: str | None = None, newest_only: bool = False
     ) -> tuple[ModuleRecord, ...]:
         """The modules (of a user, of a task), ordered by user, task, setting, base and version."""
-        return modules.modules(self._database, self.folder, user_id, task, newest_only)
+        return modules.modules(self._database, self._place, user_id, task, newest_only)
 
     def load_module(self, record: ModuleRecord) -> Module:
         """The module of a record; StoreError unless size, sha256, names and shapes are all as they should be."""
-        return modules.load_module(record)
+        return modules.load_module(self._place, record)
 
     def export_module(self, record: ModuleRecord, folder: Path, module: Module | None = None) -> Path:
         """Writes a folder that `PeftModel.from_pretrained` loads, with oppu.json; it must not exist, or be empty.
 
         `module`: the same module in a form that PEFT knows, where its own kind is not PEFT's.
         """
-        return transfer.export_module(record, folder, module)
+        return transfer.export_module(self._place, record, folder, module)
 
     def import_module(
         self,
@@ -173,22 +195,25 @@ class Store:
         from the database and its log too. Killed half-way, the user is hidden, and the next opening goes on.
         UnknownUserError for a stranger. A put that comes after the deletion makes the user known anew.
         """
-        return deletion.delete_user(self._database, self.folder, user_id, task)
+        return deletion.delete_user(self._database, self._place, user_id, task)
 
     # what modules stand on
 
     def base_folder(self, name: str) -> Path:
-        """Where the files of a base of this name belong, under bases/; made and written by others."""
-        return bases.base_folder(self.folder, name)
+        """Where the files of a base of this name are made, on this machine; written by others."""
+        return bases.base_folder(self._place, name)
 
     def put_base(self, name: str, fingerprint: str, path: Path, record: Mapping[str, Any]) -> BaseRecord:
-        """Registers a base, in place of one of the same name; record: JSON on how it was made."""
-        return bases.put_base(self._database, self.folder, name, fingerprint, path, record)
+        """Registers a base, in place of one of the same name; record: JSON on how it was made.
+
+        On object storage the files of the folder `path` are brought there.
+        """
+        return bases.put_base(self._database, self._place, name, fingerprint, path, record)
 
     def base(self, name: str) -> BaseRecord | None:
-        """The base of this name, or None."""
-        return bases.base(self._database, self.folder, name)
+        """The base of this name, or None. From object storage its files are fetched once, into OPPU_CACHE."""
+        return bases.base(self._database, self._place, name)
 
     def bases(self) -> tuple[BaseRecord, ...]:
-        """All bases, by name."""
-        return bases.bases(self._database, self.folder)
+        """All bases, by name; none is fetched."""
+        return bases.bases(self._database, self._place)

@@ -10,9 +10,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from oppu.errors import StoreError
-from oppu.model.module import CONFIG, WEIGHTS, Module, read_module, write_module
+from oppu.model.module import CONFIG, WEIGHTS, Module, module_files, module_of, read_module
 from oppu.store.files import make_folders, os_errors, sha256_of, sync_folder, sync_tree, temporary_name
-from oppu.store.modules import load_module
+from oppu.store.modules import read_files
+from oppu.store.places import Place
 from oppu.store.records import ModuleRecord
 
 CARD = "oppu.json"
@@ -43,12 +44,15 @@ class _Card(BaseModel):
     files: dict[str, _File]
 
 
-def export_module(record: ModuleRecord, folder: Path, module: Module | None = None) -> Path:
+def export_module(place: Place, record: ModuleRecord, folder: Path, module: Module | None = None) -> Path:
     """Writes the module into `folder`, which must not exist or be empty; it appears whole or not at all.
 
     `module`: what to write instead of the stored files.
     """
-    load_module(record)
+    files = read_files(place, record)
+    module_of(files, where=str(record.path))  # names and shapes, too, are as they should be
+    if module is not None:
+        files = module_files(module, where=str(folder))
     target = folder.absolute()
     with os_errors(target):
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -57,11 +61,8 @@ def export_module(record: ModuleRecord, folder: Path, module: Module | None = No
         work = target.parent / temporary_name(target.name)
         work.mkdir()
         try:
-            if module is not None:
-                write_module(module, work)
-            else:
-                for name in (CONFIG, WEIGHTS):
-                    shutil.copyfile(record.path / name, work / name)
+            for name, data in files.items():
+                (work / name).write_bytes(data)
             (work / CARD).write_text(_card(record, work).model_dump_json(indent=2) + "\n", encoding="utf-8")
             sync_tree(work)
             os.rename(work, target)
