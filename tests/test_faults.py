@@ -17,7 +17,7 @@ import psutil
 import pytest
 import torch
 from shell import write_task
-from store_samples import module_folders
+from store_samples import module_folders, rows_with
 from toys import COLOUR, colour_user, tiny_base_folder, write_release
 
 from oppu.data import read_dataset
@@ -83,8 +83,8 @@ def checked_modules(folder: Path, users: Sequence[User]) -> dict[str, Module]:
         assert {record.version for record in records} == {1}
         assert all(store.history(user.id, COLOUR.name) == user.history for user in users)
         found = {record.user_id: store.load_module(record) for record in records}  # checks size and digest
-    assert list((folder / "tmp").iterdir()) == []
-    assert module_folders(folder) == sorted(record.path for record in records)
+        assert module_folders(store) == sorted(record.location for record in records)
+        assert "puts" not in rows_with(store, "")  # no note of a put under way
     return found
 
 
@@ -98,7 +98,8 @@ def assert_undisturbed(found: dict[str, Module], expected: dict[str, Module]) ->
 # One interpreter that has imported everything, and started no thread, forks a child for each run. A child tells of the
 # first pass of training (T), of each user as the caller hears of it, and of the end (E).
 _FORKING = """
-import json, os, random, select, signal, sys, time
+import json, os, random, signal, sqlite3, sys, time
+from contextlib import closing
 from pathlib import Path
 
 from oppu.data import read_dataset
@@ -168,8 +169,9 @@ while done < kills:
         code, lines = ended(child, said)
         assert code in (0, -signal.SIGKILL), code
         done += code != 0
-        left = len(list((place / "tmp").iterdir()))
-        print(json.dumps({"store": place.name, "code": code, "delay": delay, "lines": lines, "tmp": left}), flush=True)
+        with closing(sqlite3.connect(place / "oppu.db")) as database:
+            (puts,) = database.execute("SELECT count(*) FROM puts").fetchone()
+        print(json.dumps({"store": place.name, "code": code, "delay": delay, "lines": lines, "puts": puts}), flush=True)
 """
 
 
@@ -183,7 +185,7 @@ def test_personalize_killed_again_and_again_loses_nobody(tmp_path: Path, seed: i
     # a run that was killed before it reported everybody was killed while it trained or committed
     said = [{line.split(" ")[1] for line in run["lines"]} for run in killed]
     hits = [run for run, users in zip(killed, said, strict=True) if len(users) < len(house.users)]
-    in_a_put = sum(run["tmp"] > 0 for run in killed)
+    in_a_put = sum(run["puts"] > 0 for run in killed)
     print(f"{len(hits)} kills in training, {in_a_put} of them in a put")
     assert len(hits) >= HITS
     assert in_a_put > 0
