@@ -17,7 +17,7 @@ from oppu import __version__
 from oppu.errors import ConfigError, ModelError, StoreError, UnknownUserError
 from oppu.examples import PLAIN, Setting, query_examples, training_examples
 from oppu.model.bank import Bank, portable
-from oppu.model.base import Base, load_base
+from oppu.model.base import Base, family_of, load_base
 from oppu.model.devices import AUTO
 from oppu.model.kinds import config_of, largest
 from oppu.model.module import Module, is_peft
@@ -76,10 +76,9 @@ def personalize(
             store.put_history(user.id, plan.task.name, user.history)
             examples = training_examples(plan.task, user, plan.setting, (profiles or {}).get(user.id), plan.newest)
             fingerprint = training_fingerprint(base, plan, examples)
-            record = find_module(store, base, plan, user.id)
             if not examples:
                 settled.append(Personalized(user.id, "no history", None))
-            elif record is not None and record.training.get("fingerprint") == fingerprint and _is_whole(store, record):
+            elif record := _made_before(store, base, plan, user.id, fingerprint):
                 settled.append(Personalized(user.id, "kept", record))
             else:
                 try:
@@ -95,6 +94,10 @@ def personalize(
             reason = f"user {trained.user_id}: the training diverged; lower the learning rate"
             yield Personalized(trained.user_id, "failed", None, reason)
             continue
+        fingerprint = fingerprints.pop(trained.user_id)
+        if record := _made_before(store, base, plan, trained.user_id, fingerprint):  # by another process, just now
+            yield Personalized(trained.user_id, "kept", record)
+            continue
         record = store.put_module(
             trained.module,
             user_id=trained.user_id,
@@ -103,7 +106,7 @@ def personalize(
             base_name=base.name,
             base_fingerprint=base.fingerprint,
             training={
-                "fingerprint": fingerprints.pop(trained.user_id),
+                "fingerprint": fingerprint,
                 "config": asdict(plan.train),
                 "setting": asdict(plan.setting),
                 "task": plan.task.model_dump(mode="json"),
@@ -130,6 +133,12 @@ def base_of(
     record = store.base(name)
     found = str(record.path) if record is not None else name
     return load_base(found, device=device, dtype=dtype, quantize=quantize)
+
+
+def family_in(store: Store, name: str) -> str:
+    """The family of the base that `base_of` finds, without loading it."""
+    record = store.base(name)
+    return family_of(str(record.path)) if record is not None else family_of(name)
 
 
 def longest_histories(users: Sequence[User], count: int | None) -> list[User]:
@@ -292,13 +301,16 @@ def _modules_of(base: Base, plan: Plan, users: Sequence[User], store: Store | No
     return [store.load_module(record) if store is not None and record is not None else None for record in records]
 
 
-def _is_whole(store: Store, record: ModuleRecord) -> bool:
-    """Whether the module can still be read; a damaged one is trained again."""
+def _made_before(store: Store, base: Base, plan: Plan, user_id: str, fingerprint: str) -> ModuleRecord | None:
+    """The user's module where it was made from the same; a damaged one does not count and is trained again."""
+    record = find_module(store, base, plan, user_id)
+    if record is None or record.training.get("fingerprint") != fingerprint:
+        return None
     try:
         store.load_module(record)
     except StoreError:
-        return False
-    return True
+        return None
+    return record
 
 
 def _taken(settled: list[Personalized]) -> list[Personalized]:

@@ -1,5 +1,6 @@
 """From histories to modules in the store and to answers, whatever interrupts it."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -32,7 +33,7 @@ from oppu.personalize import (
 )
 from oppu.records import HistoryItem, Query, User
 from oppu.store import Store
-from oppu.train import Machine
+from oppu.train import Job, Machine, Trained
 
 PLAN = Plan(COLOUR, FAST)
 SIZES = (5, 1, 3, 4)
@@ -209,6 +210,17 @@ def test_a_damaged_module_is_trained_again(store: Store, base: Base) -> None:
     newest = stored_module(store, "a")
     assert newest.version == 2
     assert_same({"a": store.load_module(newest)}, {"a": whole})
+
+
+def test_finished_users_are_not_kept_in_memory(store: Store, base: Base) -> None:
+    users = (colour_user(f"u{number}", 2) for number in range(40))
+    alive = []
+    for result in personalize(store, base, PLAN, users, machine=Machine(4)):
+        del result
+        gc.collect()
+        alive.append(sum(isinstance(thing, Job | Module | Trained | User) for thing in gc.get_objects()))
+    assert len(alive) == 40
+    assert max(alive[20:]) <= max(alive[:10])
 
 
 # users that cannot be trained

@@ -89,6 +89,23 @@ Quantize = Annotated[
     str | None,
     typer.Option("--quantize", help="Round the base's weights as they are loaded: 8bit or 4bit. [default: not]"),
 ]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Deal the users out over Ray workers: local (on this machine), auto (on the cluster that it has joined), "
+        "or HOST:PORT of the cluster's head.",
+    ),
+]
+RayWorkers = Annotated[
+    int | None,
+    typer.Option(
+        "--ray-workers",
+        min=1,
+        help="Number of Ray workers, each with a base of its own. [default: one for each GPU, else for every 8 cores]",
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random choice.")]
 
 T = TypeVar("T")

@@ -19,6 +19,8 @@ from oppu.cli.options import (
     Profiles,
     Quantize,
     Rank,
+    RayAddress,
+    RayWorkers,
     RetrieverName,
     Seed,
     Slots,
@@ -32,6 +34,7 @@ from oppu.cli.options import (
     quiet_libraries,
 )
 from oppu.cli.progress import meter
+from oppu.errors import ConfigError
 from oppu.model.embedded import EMBEDDED
 
 
@@ -140,6 +143,8 @@ def personalize(
     device: Device = "auto",
     dtype: Dtype = "auto",
     quantize: Quantize = None,
+    ray: RayAddress = None,
+    ray_workers: RayWorkers = None,
 ) -> None:
     """Train a module for every user, many at once, and store each as it is finished (section 3).
 
@@ -151,7 +156,7 @@ def personalize(
 
     from oppu.data import read_dataset
     from oppu.examples import Setting
-    from oppu.personalize import Plan, base_of, longest_histories
+    from oppu.personalize import Plan, base_of, family_in, longest_histories
     from oppu.personalize import personalize as run
     from oppu.profiles import read_profiles
     from oppu.recipes import recipe_for
@@ -160,15 +165,16 @@ def personalize(
     from oppu.tasks import find_task
     from oppu.train import Machine, Progress
 
+    if ray_workers is not None and ray is None:
+        raise ConfigError("there are no workers without Ray", where="--ray-workers", fix="add --ray local")
     found = find_task(task)
     chosen = longest_histories(read_dataset(data, found).users, users)
     given = read_profiles(profiles) if profiles is not None else None
     counts: Counter[str] = Counter()
     tokens = 0
     with quiet_libraries(), Store(store, files) as opened, meter() as shown:
-        loaded = base_of(opened, base, device=device, dtype=dtype, quantize=quantize)
         train = changed_training(
-            recipe_for(loaded.family, found).personal,
+            recipe_for(family_in(opened, base), found).personal,
             kind=kind,
             rank=rank,
             targets=targets,
@@ -190,15 +196,17 @@ def personalize(
             tokens += news.tokens
             shown.show("training users", sum(counts.values()), len(chosen), tokens)
 
-        for result in run(
-            opened,
-            loaded,
-            plan,
-            chosen,
-            given,
-            changed(Machine(), slots=slots, tokens_per_pass=tokens_per_pass),
-            progress,
-        ):
+        machine = changed(Machine(), slots=slots, tokens_per_pass=tokens_per_pass)
+        if ray is None:
+            loaded = base_of(opened, base, device=device, dtype=dtype, quantize=quantize)
+            results = run(opened, loaded, plan, chosen, given, machine, progress)
+        else:
+            from oppu.scale.cluster import Cluster
+            from oppu.scale.ray import StorePlace, Work, personalize_on_ray
+
+            work = Work(StorePlace(store, files), base, plan, given, machine, device, dtype, quantize)
+            results = personalize_on_ray(work, chosen, Cluster(ray, ray_workers), progress, shown.say)
+        for result in results:
             counts[result.status] += 1
             shown.show("training users", sum(counts.values()), len(chosen), tokens)
             if result.status == "no history":
