@@ -16,10 +16,12 @@ from oppu.model.bank import Bank, user_seed
 from oppu.model.base import Base
 from oppu.model.forward import SlotRow, answer_log_probs, passes, rows_of
 from oppu.model.kinds import LoraConfig, ModuleConfig
+from oppu.model.layers import on_top_layers
 from oppu.model.memory import slots_that_fit, tokens_that_fit
 from oppu.model.module import Module
 from oppu.model.quantize import check_mergeable
 from oppu.model.tokens import Encoded
+from oppu.model.trunk import Trunk, trunk_below
 from oppu.model.workers import Workers, workers_for
 
 
@@ -41,6 +43,12 @@ class TrainConfig:
     seed: int = 0
     module: ModuleConfig = field(default_factory=LoraConfig)
     """Kind and shape of the module; for LoRA, the largest rank that a user may have."""
+    top_layers: int | None = None
+    """Modules on the top so many layers alone; None: on all. # the paper has them on all"""
+
+    def module_for(self, base: Base) -> ModuleConfig:
+        """Kind and shape of the modules on this base."""
+        return self.module if self.top_layers is None else on_top_layers(base.model, self.module, self.top_layers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +60,8 @@ class Machine:
     tokens_per_pass: int | None = None
     """Tokens under way at a time, over all cores, and the longest row of packed examples; memory grows with it.
     None: as many as are useful and fit into the memory there is."""
+    trunk_bytes: int = 4 << 30
+    """Of the file with what the layers below the modules make of examples, where these sit on the top layers alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +120,13 @@ def train(
     waiting = iter(jobs)
     learners: list[_Learner] = []
     with workers_for(base.device) as workers:
-        tokens = machine.tokens_per_pass or tokens_that_fit(base.model, config.module, workers.count)
-        size = config.module.lay_out(base.model).size
-        slots = machine.slots or slots_that_fit(base.device, size, tokens)
+        shape = config.module_for(base)
+        tokens = machine.tokens_per_pass or tokens_that_fit(base.model, shape, workers.count)
+        slots = machine.slots or slots_that_fit(base.device, shape.lay_out(base.model).size, tokens)
         free = list(range(slots))[::-1]
-        bank = Bank(base.model, config.module, max(slots, workers.count))
-        engine = _Engine(base, bank, workers, tokens, on_progress)
-        with bank.attach():
+        bank = Bank(base.model, shape, max(slots, workers.count))
+        with trunk_below(base, shape, machine.trunk_bytes) as trunk, bank.attach():
+            engine = _Engine(base, bank, workers, tokens, trunk, on_progress)
             while True:
                 while free and (job := next(waiting, None)) is not None:
                     learners.append(_seat(bank, free.pop(), job, config))
@@ -146,7 +156,7 @@ def train_into_base(
     check_mergeable(base.model, base.name)
     machine = machine or Machine()
     (trained,) = train(base, [job], config, Machine(1, machine.tokens_per_pass), on_progress)
-    bank = Bank(base.model, config.module, 1)
+    bank = Bank(base.model, config.module_for(base), 1)
     bank.load(0, trained.module)
     bank.merge(0)
     return trained.losses
@@ -170,7 +180,8 @@ def batches_of(job: Job, config: TrainConfig) -> Iterator[list[Encoded]]:
 def _seat(bank: Bank, slot: int, job: Job, config: TrainConfig) -> _Learner:
     if not job.examples:
         raise ValueError(f"user {job.user_id} has no examples")
-    bank.reset(slot, user_seed(config.seed, job.user_id), job.module)
+    shape = bank.config.shaped_as(job.module) if job.module is not None else None
+    bank.reset(slot, user_seed(config.seed, job.user_id), shape)
     steps = config.epochs * math.ceil(len(job.examples) / config.batch_size)
     moments = (torch.zeros_like(bank.values[slot]), torch.zeros_like(bank.values[slot]))
     return _Learner(slot, job, batches_of(job, config), steps, moments)
@@ -185,6 +196,7 @@ class _Engine:
     workers: Workers
     tokens: int
     """Tokens under way at a time."""
+    trunk: Trunk | None
     on_progress: Callable[[Progress], None]
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -233,7 +245,8 @@ class _Engine:
         """One worker's passes."""
         losses: dict[int, float] = {}
         for group in passes(share, self.tokens // self.workers.count):
-            parts = answer_log_probs(self.base.model, group).split([row.answer_tokens for row in group])  # type: ignore[no-untyped-call]
+            found = answer_log_probs(self.base.model, group, self.trunk.body if self.trunk else None)
+            parts = found.split([row.answer_tokens for row in group])  # type: ignore[no-untyped-call]
             means = [-part.sum() / counts[owner[row.slot]] for row, part in zip(group, parts, strict=True)]
             torch.stack(means).sum().backward()  # type: ignore[no-untyped-call]
             for row, mean in zip(group, means, strict=True):

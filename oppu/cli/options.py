@@ -75,6 +75,10 @@ Targets = Annotated[
         "--targets", help="Endings of the names of the layers to adapt, separated by commas (all but prompt)."
     ),
 ]
+Layers = Annotated[
+    str | None,
+    typer.Option("--layers", help="top:N: modules on the top N layers alone; what is below is computed once."),
+]
 VirtualTokens = Annotated[
     int | None, typer.Option("--virtual-tokens", min=1, help="Length of the soft prompt (prompt). [default: 20]")
 ]
@@ -123,6 +127,7 @@ def changed_training(
     rank: int | None = None,
     targets: str | None = None,
     virtual_tokens: int | None = None,
+    layers: str | None = None,
     **changes: Any,
 ) -> "TrainConfig":
     """The settings with what the options say; a rank brings its alpha, so that the update's scale stays 1.
@@ -132,13 +137,23 @@ def changed_training(
     from oppu.model.kinds import default_config
 
     module = config.module if kind in (None, config.module.kind) else default_config(str(kind))
-    layers = tuple(targets.split(",")) if targets is not None else None
-    wanted = {"rank": rank, "alpha": rank, "targets": layers, "virtual_tokens": virtual_tokens}
+    endings = tuple(targets.split(",")) if targets is not None else None
+    wanted = {"rank": rank, "alpha": rank, "targets": endings, "virtual_tokens": virtual_tokens}
     given = {name: value for name, value in wanted.items() if value is not None}
     for name in given:
         if name not in {field.name for field in dataclasses.fields(module)}:
             raise ConfigError(f"a module of kind '{module.kind}' has no {name}", where="--" + name.replace("_", "-"))
-    return changed(config, module=changed(module, **given), **changes)
+    return changed(config, module=changed(module, **given), top_layers=_top_layers(layers), **changes)
+
+
+def _top_layers(layers: str | None) -> int | None:
+    """The number in `top:N`; ConfigError for anything else."""
+    if layers is None:
+        return None
+    word, _, count = layers.partition(":")
+    if word != "top" or not count.isdecimal() or int(count) < 1:
+        raise ConfigError(f"'{layers}' is not understood", where="--layers", fix="use for example top:10")
+    return int(count)
 
 
 def open_store(address: str, files: str | None = None) -> "Store":

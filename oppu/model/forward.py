@@ -53,10 +53,15 @@ def passes(rows: Iterable[SlotRow], max_tokens: int) -> Iterator[list[SlotRow]]:
         yield group
 
 
-def answer_log_probs(model: PreTrainedModel, rows: Sequence[SlotRow]) -> torch.Tensor:
+def answer_log_probs(
+    model: PreTrainedModel,
+    rows: Sequence[SlotRow],
+    body: Callable[[Sequence[SlotRow]], torch.Tensor] | None = None,
+) -> torch.Tensor:
     """log p of each answer token given what stands before it in its own sequence.
 
     [M] float32, row by row, example by example, token by token. Differentiable where the bank is attached.
+    `body`: gives the output [N, D] of the model's body for the rows, where there is a shorter way than all its layers.
     """
     parents: list[int] = []
     targets: list[int] = []
@@ -74,8 +79,8 @@ def answer_log_probs(model: PreTrainedModel, rows: Sequence[SlotRow]) -> torch.T
     if head is None:
         return packed_logits(model, packed, slots, kept).float().log_softmax(-1)[which, chosen]
     with use_layout(PackedLayout(packed, slots, model.device, model.dtype)):
-        output = model.base_model(**_inputs(model, *_flat(model, packed)))
-    return chosen_log_probs(output.last_hidden_state[0, kept], head, which, chosen)
+        hidden = body(rows) if body else model.base_model(**inputs(model, *flat(model, packed))).last_hidden_state[0]
+    return chosen_log_probs(hidden[kept], head, which, chosen)
 
 
 def packed_logits(
@@ -87,18 +92,18 @@ def packed_logits(
 ) -> torch.Tensor:
     """Logits [M, V] at M `positions` of the rows laid one after another; `on_keys`: see PackedLayout."""
     with use_layout(PackedLayout(rows, slots, model.device, model.dtype, on_keys)):
-        return layout_logits(model, *_flat(model, rows), positions)[0]
+        return layout_logits(model, *flat(model, rows), positions)[0]
 
 
 def layout_logits(
     model: PreTrainedModel, tokens: torch.Tensor, depths: torch.Tensor, positions: torch.Tensor | int
 ) -> torch.Tensor:
     """Logits [B, M, V] of tokens [B, T] at depths [B, T] under the current layout, for M positions of each line."""
-    logits: torch.Tensor = model(**_inputs(model, tokens, depths), logits_to_keep=positions).logits
+    logits: torch.Tensor = model(**inputs(model, tokens, depths), logits_to_keep=positions).logits
     return logits
 
 
-def _flat(model: PreTrainedModel, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+def flat(model: PreTrainedModel, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens and depths [1, N] of the rows laid one after another."""
     # virtual tokens have no embedding of the model's own
     tokens = [max(token, 0) for row in rows for token in row.tokens]
@@ -106,7 +111,7 @@ def _flat(model: PreTrainedModel, rows: Sequence[Row]) -> tuple[torch.Tensor, to
     return torch.tensor([tokens], device=model.device), torch.tensor([depths], device=model.device)
 
 
-def _inputs(model: PreTrainedModel, tokens: torch.Tensor, depths: torch.Tensor) -> dict[str, Any]:
+def inputs(model: PreTrainedModel, tokens: torch.Tensor, depths: torch.Tensor) -> dict[str, Any]:
     """What a model is called with under a layout."""
     return {
         "input_ids": tokens,

@@ -121,6 +121,10 @@ class Ia3(Kind):
         kind = peft_config.get("peft_type")
         return [] if kind == "IA3" else [f"peft_type is {kind}, not IA3"]
 
+    def target_names(self) -> tuple[str, ...]:
+        """See Kind."""
+        return tuple([place.target.name for place in self.places])
+
     def hooks(self, lines: Lines) -> list[RemovableHandle]:
         """See Kind."""
         return [self._plug(place, lines) for place in self.places]

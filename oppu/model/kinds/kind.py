@@ -96,6 +96,10 @@ class Kind(Protocol):
         """Why a module with this adapter_config.json cannot be taken, setting by setting."""
         ...
 
+    def target_names(self) -> tuple[str, ...]:
+        """The layers that are adapted, by their names in the model."""
+        return ()
+
     def hooks(self, lines: "Lines") -> list[RemovableHandle]:
         """Plug the bank's modules into the model."""
         ...

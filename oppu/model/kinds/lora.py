@@ -129,6 +129,10 @@ class Lora(Kind):
         unsupported = [key for key in _UNSUPPORTED if peft_config.get(key)]
         return wrong + [f"{key} is {peft_config[key]}, which is not supported" for key in unsupported]
 
+    def target_names(self) -> tuple[str, ...]:
+        """See Kind."""
+        return tuple([place.target.name for place in self.places])
+
     def hooks(self, lines: Lines) -> list[RemovableHandle]:
         """See Kind."""
         steps = _Steps(lines)

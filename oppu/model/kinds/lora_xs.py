@@ -122,6 +122,10 @@ class LoraXs(Kind):
         fits = isinstance(rank, int) and 0 < rank <= self._config.rank
         return [] if fits else [f"r is {rank}, not between 1 and {self._config.rank}"]
 
+    def target_names(self) -> tuple[str, ...]:
+        """See Kind."""
+        return tuple([target.name for target in self.targets])
+
     def hooks(self, lines: Lines) -> list[RemovableHandle]:
         """See Kind."""
         values, grads = (part.view(-1, *self._shape) for part in (lines.values, lines.grads))
