@@ -217,7 +217,7 @@ def test_a_disk_that_becomes_full_keeps_what_was_finished(
     data = write_release(tmp_path / "more", users)
     options = ("--task", world.task, "--data", data, "--store", world.store, "--base", world.base, *SMALL)
     with nothing_lost(world.store), monkeypatch.context() as patch:
-        patch.setattr("oppu.store.modules.os.rename", failing(errno.ENOSPC))
+        patch.setattr("os.fsync", failing(errno.ENOSPC))
         line = refused("personalize", *options)
         assert line.endswith("the disk is full; free some space and run it again; nothing that was stored is lost")
     assert done("personalize", *options).startswith("3 trained; ")

@@ -112,7 +112,7 @@ def test_modules_over_packed_weights_have_the_shapes_of_those_over_plain_ones(fo
 @KIND
 def test_a_token_keeps_as_much_for_its_backward_as_over_the_plain_base(folder: Path, kind: str, bits: str) -> None:
     packed, plain = (bytes_per_token(loaded(folder, bits_of).model, OURS[kind]) for bits_of in (bits, None))
-    assert packed == pytest.approx(plain, rel=0.05)  # full copies of the weights would be 75 % more
+    assert packed < 1.1 * plain  # full copies of the weights would be 75 % more
 
 
 @NEEDED
