@@ -6,7 +6,8 @@ label into users with histories of useful length; each one's newest two items an
 
 NLL is the mean negative log likelihood of the right label among the task's labels. The gain kept is that of NLL,
 relative to modules on the query and value projections of all layers. The cost counts layers: a forward and a backward
-of every layer for full modules; for the top N, the layers below once per item and those above in every epoch.
+of every layer for full modules; for the top N, the layers below once per item and those above in every epoch. `--ways`
+tries some of the ways alone, by their numbers in the list.
 
     python benchmarks/layers.py --data DATA --task news_categorize --folder runs/out/layers
 """
@@ -46,8 +47,8 @@ class Way:
     """Where the modules sit, and how they are trained."""
 
     name: str
-    layers: int
-    """The top so many; 0: no module."""
+    layers: int | None = None
+    """The top so many; None: all; 0: no module."""
     targets: tuple[str, ...] = QV
     rank: int = 8
     learning_rate: float = 3e-3
@@ -55,8 +56,8 @@ class Way:
 
 WAYS = (
     Way("no module", 0),
-    Way("all layers, query and value", 30),
-    Way("all layers, query and value, 1e-2", 30, learning_rate=1e-2),
+    Way("all layers, query and value"),
+    Way("all layers, query and value, 1e-2", learning_rate=1e-2),
     Way("top 10, query and value", 10),
     Way("top 10, query and value, 1e-2", 10, learning_rate=1e-2),
     Way("top 10, attention", 10, ATTENTION),
@@ -111,20 +112,24 @@ def joined(users: Sequence[User], longest: int) -> Iterator[list[User]]:
 
 def measure(way: Way, base: Base, task: Task, trials: Sequence[Trial], epochs: int) -> dict[str, float]:
     """Quality and time of one way."""
-    names = tuple(f"layers.{n}.{t}" for n in range(30 - way.layers, 30) for t in way.targets)
-    shape = LoraConfig(way.rank, way.rank, targets=names or None)
+    layers = base.model.config.num_hidden_layers
+    top = layers if way.layers is None else way.layers
     config = replace(
-        recipe_for(base.family, task).personal, module=shape, learning_rate=way.learning_rate, epochs=epochs
+        recipe_for(base.family, task).personal,
+        module=LoraConfig(way.rank, way.rank, targets=way.targets),
+        top_layers=top if 0 < top < layers else None,
+        learning_rate=way.learning_rate,
+        epochs=epochs,
     )
-    bank = Bank(base.model, shape, len(trials))
+    bank = Bank(base.model, config.module_for(base), len(trials))
     started = time.perf_counter()
-    if way.layers:
+    if way.layers != 0:
         jobs = [Job(trial.name, tuple(encode(base.tokenizer, list(trial.train), 2048))) for trial in trials]
         done = {trained.user_id: trained.module for trained in train(base, jobs, config, Machine())}
         for slot, trial in enumerate(trials):
             bank.load(slot, done[trial.name])
     seconds = time.perf_counter() - started
-    questions = [Question(s if way.layers else -1, e) for s, trial in enumerate(trials) for e in trial.test]
+    questions = [Question(s if way.layers != 0 else -1, e) for s, trial in enumerate(trials) for e in trial.test]
     with bank.attach():
         scores = score_labels(base, task, questions).log_softmax(-1)
     right = [label for trial in trials for label in trial.right]
@@ -135,7 +140,7 @@ def measure(way: Way, base: Base, task: Task, trials: Sequence[Trial], epochs: i
         "nll": nll,
         "seconds": seconds,
         "questions": len(right),
-        "cost": (30 - way.layers + 2 * way.layers * epochs) / (60 * epochs) if 0 < way.layers < 30 else way.layers / 30,
+        "cost": ((layers - top if 0 < top < layers else 0) + 2 * top * epochs) / (2 * layers * epochs),
     }
 
 
@@ -149,6 +154,7 @@ def main() -> None:
     parser.add_argument("--longest", type=int, default=40, help="training items of a joined user, about")
     parser.add_argument("--pairs", type=int, default=400, help="to adapt the base on")
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--ways", help="numbers, separated by commas, beside 0 and 1 [default: all]")
     options = parser.parse_args()
     logging.disable_progress_bar()
     task = find_task(options.task)
@@ -164,13 +170,15 @@ def main() -> None:
     kept = options.folder / f"{task.name}.jsonl"
     lines = kept.read_text(encoding="utf-8").splitlines() if kept.exists() else []
     found = {line["name"]: line for line in map(json.loads, lines)}
-    for way in WAYS:
+    wanted = {0, 1, *map(int, options.ways.split(","))} if options.ways else set(range(len(WAYS)))
+    for way in (way for number, way in enumerate(WAYS) if number in wanted):
         if way.name not in found:
             found[way.name] = asdict(way) | measure(way, base, task, trials, options.epochs)
             with kept.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(found[way.name]) + "\n")
         line = found[way.name]
-        none, full = (found[name]["nll"] for name in (WAYS[0].name, WAYS[min(1, len(found) - 1)].name))
+        none = found[WAYS[0].name]["nll"]
+        full = found.get(WAYS[1].name, line)["nll"]
         gain = (none - line["nll"]) / (none - full) if none != full else 0.0
         print(
             f"{way.name:32} accuracy {line['accuracy']:.3f}  NLL {line['nll']:.3f}  gain kept {gain:6.0%}  "
