@@ -19,13 +19,14 @@ from oppu import __version__
 from oppu.errors import DataError
 from oppu.examples import PLAIN, Setting, query_examples, training_examples
 from oppu.model.base import Base, load_base, save_base
+from oppu.model.engine import Progress
 from oppu.model.quantize import check_mergeable
 from oppu.model.tokens import encode
 from oppu.records import Example, User
 from oppu.store import Store
 from oppu.store.files import os_errors, sync_folder, sync_tree
 from oppu.tasks import Task
-from oppu.train import Job, Machine, Progress, TrainConfig, train_into_base
+from oppu.train import Job, Machine, TrainConfig, train_into_base
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from oppu.examples import PLAIN, Setting, query_examples, training_examples
 from oppu.model.bank import Bank, portable
 from oppu.model.base import Base, family_of, load_base
 from oppu.model.devices import AUTO
+from oppu.model.engine import Progress
 from oppu.model.kinds import config_of, largest
 from oppu.model.module import Module, is_peft
 from oppu.model.tokens import encode
@@ -26,7 +27,7 @@ from oppu.predict import Question, answer
 from oppu.records import Example, Query, User
 from oppu.store import ModuleRecord, Store
 from oppu.tasks import Task, find_task
-from oppu.train import Job, Machine, Progress, TrainConfig, train
+from oppu.train import Job, Machine, TrainConfig, train
 
 USERS_TOGETHER = 16
 """Users whose questions are answered together, unless Machine.slots says otherwise."""
@@ -113,6 +114,7 @@ def personalize(
                 "newest": plan.newest,
                 "quantize": base.quantize,
                 "losses": list(trained.losses),
+                "held_out_losses": list(trained.held_out_losses),
                 "oppu": __version__,
             },
         )

@@ -1,28 +1,27 @@
 """One loop that trains many users' modules at once, each exactly as if it were trained alone.
 
 In each step every slot takes one optimizer step on its own user's next batch: own loss mean, clipping, learning rate,
-AdamW state and random streams. A finished user's slot is given to the next user at once. What is shared is the base's
-forward and backward alone, cut into passes that run side by side on the machine's cores.
+AdamW state, random streams and early stop. A finished user's slot is given to the next user at once. What is shared is
+the base's forward and backward alone (`model/engine.py`).
 """
 
 import math
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from oppu.model.bank import Bank, user_seed
 from oppu.model.base import Base
-from oppu.model.forward import SlotRow, answer_log_probs, passes, rows_of
+from oppu.model.engine import Engine, Progress
 from oppu.model.kinds import LoraConfig, ModuleConfig
 from oppu.model.layers import on_top_layers
 from oppu.model.memory import slots_that_fit, tokens_that_fit
 from oppu.model.module import Module
 from oppu.model.quantize import check_mergeable
 from oppu.model.tokens import Encoded
-from oppu.model.trunk import Trunk, trunk_below
-from oppu.model.workers import Workers, workers_for
+from oppu.model.trunk import trunk_below
+from oppu.model.workers import workers_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +44,12 @@ class TrainConfig:
     """Kind and shape of the module; for LoRA, the largest rank that a user may have."""
     top_layers: int | None = None
     """Modules on the top so many layers alone; None: on all. # the paper has them on all"""
+
+    patience: int | None = None
+    """Early stop: a user is done when the loss on held-out items has not fallen for so many epochs, and keeps the
+    module of the best epoch; None: never. # the paper trains a fixed number of epochs"""
+    held_out: float = 0.1
+    """Share of a user's items, the newest, that are kept for early stop instead of trained on; at least one."""
 
     def module_for(self, base: Base) -> ModuleConfig:
         """Kind and shape of the modules on this base."""
@@ -70,6 +75,7 @@ class Job:
 
     user_id: str
     examples: tuple[Encoded, ...]
+    """Oldest first."""
     module: ModuleConfig | None = None
     """This user's own shape, where it is smaller than the config's."""
 
@@ -81,15 +87,8 @@ class Trained:
     user_id: str
     module: Module
     losses: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """What one pass of the loop has done."""
-
-    tokens: int
-    """Distinct tokens, as packed."""
-    examples: int
+    held_out_losses: tuple[float, ...] = ()
+    """After each epoch, where there is an early stop."""
 
 
 @dataclass(slots=True)
@@ -97,12 +96,29 @@ class _Learner:
     """A user in a slot: where its training stands, and its AdamW moments [P]."""
 
     slot: int
-    job: Job
+    user_id: str
     batches: Iterator[list[Encoded]]
+    steps_per_epoch: int
     total_steps: int
     moments: tuple[torch.Tensor, torch.Tensor]
+    held_out: tuple[Encoded, ...]
+    """For early stop; empty: there is none."""
     step: int = 0
     losses: list[float] = field(default_factory=list)
+    held_out_losses: list[float] = field(default_factory=list)
+    best: torch.Tensor | None = None
+    """The values [P] of the epoch with the least loss on the held-out items."""
+
+    @property
+    def ends_epoch(self) -> bool:
+        """Whether the step just taken was an epoch's last."""
+        return self.step % self.steps_per_epoch == 0
+
+    def is_done(self, patience: int | None) -> bool:
+        """Whether all steps are taken, or the loss on the held-out items has not fallen for `patience` epochs."""
+        seen = self.held_out_losses
+        stops = patience is not None and bool(seen) and len(seen) - 1 - seen.index(min(seen)) >= patience
+        return self.step == self.total_steps or stops
 
 
 def train(
@@ -124,9 +140,9 @@ def train(
         tokens = machine.tokens_per_pass or tokens_that_fit(base.model, shape, workers.count)
         slots = machine.slots or slots_that_fit(base.device, shape.lay_out(base.model).size, tokens)
         free = list(range(slots))[::-1]
-        bank = Bank(base.model, shape, max(slots, workers.count))
+        bank = Bank(base.model, shape, slots + workers.count)
         with trunk_below(base, shape, machine.trunk_bytes) as trunk, bank.attach():
-            engine = _Engine(base, bank, workers, tokens, trunk, on_progress)
+            engine = Engine(base, bank, workers, tokens, trunk, on_progress)
             while True:
                 while free and (job := next(waiting, None)) is not None:
                     learners.append(_seat(bank, free.pop(), job, config))
@@ -136,8 +152,12 @@ def train(
                 for learner in learners:
                     learner.losses.append(losses[learner.slot])
                     _update(bank, learner, config)
-                for learner in [one for one in learners if one.step == one.total_steps]:
-                    yield Trained(learner.job.user_id, bank.module(learner.slot), tuple(learner.losses))
+                _watch(engine, [learner for learner in learners if learner.held_out and learner.ends_epoch])
+                for learner in [one for one in learners if one.is_done(config.patience)]:
+                    if learner.best is not None:
+                        bank.values[learner.slot] = learner.best
+                    module = bank.module(learner.slot)
+                    yield Trained(learner.user_id, module, tuple(learner.losses), tuple(learner.held_out_losses))
                     learners.remove(learner)
                     free.append(learner.slot)
 
@@ -182,90 +202,29 @@ def _seat(bank: Bank, slot: int, job: Job, config: TrainConfig) -> _Learner:
         raise ValueError(f"user {job.user_id} has no examples")
     shape = bank.config.shaped_as(job.module) if job.module is not None else None
     bank.reset(slot, user_seed(config.seed, job.user_id), shape)
-    steps = config.epochs * math.ceil(len(job.examples) / config.batch_size)
+    kept = _held_out(len(job.examples), config)
+    learnt = replace(job, examples=job.examples[: len(job.examples) - kept])
+    steps = math.ceil(len(learnt.examples) / config.batch_size)
     moments = (torch.zeros_like(bank.values[slot]), torch.zeros_like(bank.values[slot]))
-    return _Learner(slot, job, batches_of(job, config), steps, moments)
+    held_out = job.examples[len(learnt.examples) :]
+    return _Learner(slot, job.user_id, batches_of(learnt, config), steps, config.epochs * steps, moments, held_out)
 
 
-@dataclass(frozen=True, slots=True)
-class _Engine:
-    """Forward and backward of one step of all slots, spread over the workers."""
-
-    base: Base
-    bank: Bank
-    workers: Workers
-    tokens: int
-    """Tokens under way at a time."""
-    trunk: Trunk | None
-    on_progress: Callable[[Progress], None]
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def backward(self, batches: Mapping[int, list[Encoded]]) -> dict[int, float]:
-        """Gradients of each slot's mean loss over its batch's answer tokens; returns the losses by slot."""
-        self.bank.zero_grad()
-        counts = {slot: sum(e.answer_tokens for e in batch) for slot, batch in batches.items()}
-        copies = self._copies(batches)  # copy -> slot
-        owner = {slot: slot for slot in batches} | copies
-        rows: dict[int, list[SlotRow]] = {}
-        for slot, examples in batches.items():
-            batch = [example.after_virtual(self.bank.config.virtual_tokens) for example in examples]
-            places = [slot, *(copy for copy, of in copies.items() if of == slot)]
-            for place, part in zip(places, _parts(batch, len(places)), strict=False):
-                rows[place] = list(rows_of(place, part, self.tokens))
-        losses = dict.fromkeys(batches, 0.0)
-        for found in self.workers.map(lambda share: self._run(share, owner, counts), self._shares(rows)):
-            for slot, loss in found.items():
-                losses[slot] += loss
-        for copy, slot in copies.items():
-            self.bank.grads[slot] += self.bank.grads[copy]
-        return losses
-
-    def _copies(self, batches: Mapping[int, list[Encoded]]) -> dict[int, int]:
-        """Where fewer users than workers are left, spare slots take copies of their modules and share their batches."""
-        if self.bank.config.dropout:  # a random stream cannot be shared
-            return {}
-        spare = [slot for slot in range(self.bank.slots) if slot not in batches]
-        owners = [slot for slot in batches for _ in range(self.workers.count // len(batches) - 1)]
-        copies = dict(zip(spare, owners, strict=False))
-        for copy, slot in copies.items():
-            self.bank.copy(slot, copy)
-        return copies
-
-    def _shares(self, rows: Mapping[int, list[SlotRow]]) -> list[list[SlotRow]]:
-        """Rows for each worker, about equally many tokens; a slot's rows stay together and in order."""
-        shares: list[list[SlotRow]] = [[] for _ in range(min(self.workers.count, len(rows)))]
-        sizes = [0] * len(shares)
-        for listed in sorted(rows.values(), key=lambda listed: -_tokens(listed)):
-            smallest = sizes.index(min(sizes))
-            shares[smallest] += listed
-            sizes[smallest] += _tokens(listed)
-        return shares
-
-    def _run(self, share: list[SlotRow], owner: Mapping[int, int], counts: Mapping[int, int]) -> dict[int, float]:
-        """One worker's passes."""
-        losses: dict[int, float] = {}
-        for group in passes(share, self.tokens // self.workers.count):
-            found = answer_log_probs(self.base.model, group, self.trunk.body if self.trunk else None)
-            parts = found.split([row.answer_tokens for row in group])  # type: ignore[no-untyped-call]
-            means = [-part.sum() / counts[owner[row.slot]] for row, part in zip(group, parts, strict=True)]
-            torch.stack(means).sum().backward()  # type: ignore[no-untyped-call]
-            for row, mean in zip(group, means, strict=True):
-                losses[owner[row.slot]] = losses.get(owner[row.slot], 0.0) + mean.item()
-            with self._lock:
-                self.on_progress(Progress(_tokens(group), sum(len(row.examples) for row in group)))
-        return losses
+def _held_out(count: int, config: TrainConfig) -> int:
+    """How many of a user's `count` items, the newest, are kept for early stop; a user with one item trains on it."""
+    return min(count - 1, math.ceil(config.held_out * count)) if config.patience is not None else 0
 
 
-def _tokens(rows: Sequence[SlotRow]) -> int:
-    return sum(len(row.row) for row in rows)
-
-
-def _parts(batch: Sequence[Encoded], count: int) -> Iterator[list[Encoded]]:
-    """A batch in at most `count` parts of about equally many examples, shared prefixes kept together."""
-    ordered = sorted(batch, key=lambda e: e.tokens)
-    size = math.ceil(len(ordered) / count)
-    for start in range(0, len(ordered), size):
-        yield ordered[start : start + size]
+def _watch(engine: Engine, learners: Sequence[_Learner]) -> None:
+    """The losses on the learners' held-out items; the values that gave the least are kept."""
+    if not learners:
+        return
+    losses = engine.losses({learner.slot: learner.held_out for learner in learners})
+    for learner in learners:
+        loss = losses[learner.slot]
+        if loss < min(learner.held_out_losses, default=math.inf):
+            learner.best = engine.bank.values[learner.slot].clone()
+        learner.held_out_losses.append(loss)
 
 
 @torch.no_grad()

@@ -256,7 +256,7 @@ def test_ctrl_c_says_that_nothing_is_lost(world: World, monkeypatch: pytest.Monk
     def interrupt(*_: object) -> NoReturn:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("oppu.train.answer_log_probs", interrupt)
+    monkeypatch.setattr("oppu.model.engine.answer_log_probs", interrupt)
     options = ("--task", world.task, "--data", world.data, "--store", world.store, "--base", world.base)
     with nothing_lost(world.store):
         ran = oppu("personalize", *options, *SMALL, "--seed", "1")

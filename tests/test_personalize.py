@@ -112,7 +112,7 @@ def test_every_user_gets_a_module_and_a_record_of_how_it_was_made(store: Store, 
 def test_the_same_command_again_trains_nobody(store: Store, base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     users = colour_users(*SIZES)
     before = run(store, base, PLAN, users)
-    monkeypatch.setattr("oppu.train.answer_log_probs", lambda *_: pytest.fail("it trained"))
+    monkeypatch.setattr("oppu.model.engine.answer_log_probs", lambda *_: pytest.fail("it trained"))
     after = run(store, base, PLAN, users)
     assert statuses(after) == dict.fromkeys("abcd", "kept")
     assert {u: r.record for u, r in after.items()} == {u: r.record for u, r in before.items()}

@@ -1,5 +1,6 @@
 """Many users at once give what each would get alone from transformers + PEFT."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -28,8 +29,10 @@ def train_all(base: Base, names: list[str], **machine: int) -> dict[str, Trained
     return {t.user_id: t for t in train(base, jobs(names), CONFIG, Machine(**machine))}
 
 
-def train_with_peft(base: Base, job: Job, config: TrainConfig) -> tuple[dict[str, torch.Tensor], list[float]]:
-    """The reference: one user alone, padded batches, full logits, torch's AdamW, PEFT's LoRA."""
+def train_with_peft(
+    base: Base, job: Job, config: TrainConfig, steps: int | None = None
+) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """The reference: one user alone, padded, full logits, torch's AdamW, PEFT's LoRA; `steps`: only the first."""
     bank = Bank(base.model, config.module, 1)
     bank.reset(0, user_seed(config.seed, job.user_id))
     start = bank.module(0)
@@ -46,7 +49,7 @@ def train_with_peft(base: Base, job: Job, config: TrainConfig) -> tuple[dict[str
         optimizer, lambda step: learning_rate_factor(min(step, total - 1), total, config.warmup)
     )
     losses = []
-    for batch in batches_of(job, config):
+    for batch in itertools.islice(batches_of(job, config), steps):
         loss = model(**padded(batch)).loss
         optimizer.zero_grad()
         loss.backward()
@@ -133,3 +136,58 @@ def test_training_lowers_the_loss(base: Base) -> None:
     habit = tuple(Encoded((*e.prompt, 50, 51), len(e.prompt)) for e in toy_examples(24, seed=0))
     (trained,) = train(base, [Job("habit", habit)], replace(CONFIG, learning_rate=3e-2, epochs=6), Machine(1))
     assert sum(trained.losses[-3:]) < 0.8 * sum(trained.losses[:3])
+
+
+def test_a_user_with_long_items_is_shared_among_the_cores_and_nothing_changes(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = Job("long", tuple(Encoded(e.tokens * 6, 6 * len(e.tokens) - 2) for e in toy_examples(4, seed=1)))
+    company = [long, *jobs(["short", "one"])]
+    copied: list[int] = []
+    monkeypatch.setattr(Bank, "copy", lambda self, slot, to, copy=Bank.copy: (copied.append(to), copy(self, slot, to)))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        shared = {t.user_id: t for t in train(base, company, CONFIG, Machine(slots=3))}
+        torch.set_num_threads(1)
+        assert copied
+        copied.clear()
+        alone = {t.user_id: t for t in train(base, company, CONFIG, Machine(slots=3))}
+        assert not copied
+    finally:
+        torch.set_num_threads(before)
+    for user, trained in shared.items():
+        assert trained.losses == pytest.approx(alone[user].losses, rel=1e-5)
+        assert difference(dict(trained.module.tensors), dict(alone[user].module.tensors)) < 1e-4
+
+
+STOPPING = replace(CONFIG, epochs=12, learning_rate=3e-2, patience=2, held_out=0.2)
+
+
+def test_a_user_stops_early_by_its_own_held_out_items_and_keeps_its_best_epoch(base: Base) -> None:
+    names = ["long", "medium", "late", "short", "one"]
+    company = {t.user_id: t for t in train(base, jobs(names), STOPPING, Machine(slots=3))}
+    epochs = {name: len(trained.held_out_losses) for name, trained in company.items()}
+    assert len({epochs[name] for name in ("long", "medium", "late")}) > 1  # some go on when others are done
+    assert min(epochs[name] for name in ("long", "medium", "late")) < STOPPING.epochs
+    assert company["one"].held_out_losses == ()  # its one item is trained on
+    assert len(company["one"].losses) == STOPPING.epochs
+    for job in jobs(["long", "medium", "late", "short"]):
+        found = company[job.user_id]
+        count = len(job.examples) - math.ceil(0.2 * len(job.examples))
+        learnt = replace(job, examples=job.examples[:count])
+        per_epoch = math.ceil(count / STOPPING.batch_size)
+        best = 1 + found.held_out_losses.index(min(found.held_out_losses))
+        assert epochs[job.user_id] == min(STOPPING.epochs, best + 2)
+        tensors, losses = train_with_peft(base, learnt, STOPPING, best * per_epoch)
+        assert difference(dict(found.module.tensors), tensors) < 1e-4
+        assert list(found.losses[: len(losses)]) == pytest.approx(losses, rel=1e-4)
+
+
+def test_early_stop_does_not_depend_on_the_company(base: Base) -> None:
+    names = ["long", "medium", "late"]
+    company = {t.user_id: t for t in train(base, jobs(names), STOPPING, Machine(slots=2, tokens_per_pass=300))}
+    for name in names:
+        (alone,) = train(base, jobs([name]), STOPPING, Machine(slots=1))
+        assert alone.held_out_losses == pytest.approx(company[name].held_out_losses, rel=1e-4)
+        assert difference(dict(alone.module.tensors), dict(company[name].module.tensors)) < 1e-4

@@ -60,6 +60,10 @@ Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over
 LearningRate = Annotated[
     float | None, typer.Option("--learning-rate", min=0.0, help="Highest learning rate. [default: the base's]")
 ]
+Patience = Annotated[
+    int | None,
+    typer.Option("--patience", min=1, help="Early stop: epochs without gain on a user's newest tenth. [default: none]"),
+]
 BatchSize = Annotated[
     int | None, typer.Option("--batch-size", min=1, help="Examples per optimizer step. [default: the base's]")
 ]

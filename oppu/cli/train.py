@@ -17,6 +17,7 @@ from oppu.cli.options import (
     Layers,
     LearningRate,
     Newest,
+    Patience,
     Profiles,
     Quantize,
     Rank,
@@ -139,6 +140,7 @@ def personalize(
     targets: Targets = None,
     virtual_tokens: VirtualTokens = None,
     layers: Layers = None,
+    patience: Patience = None,
     seed: Seed = 0,
     slots: Slots = None,
     tokens_per_pass: TokensPerPass = None,
@@ -158,6 +160,7 @@ def personalize(
 
     from oppu.data import read_dataset
     from oppu.examples import Setting
+    from oppu.model.engine import Progress
     from oppu.personalize import Plan, base_of, family_in, longest_histories
     from oppu.personalize import personalize as run
     from oppu.profiles import read_profiles
@@ -165,7 +168,7 @@ def personalize(
     from oppu.store import Store
     from oppu.store.opening import shown_address
     from oppu.tasks import find_task
-    from oppu.train import Machine, Progress
+    from oppu.train import Machine
 
     if ray_workers is not None and ray is None:
         raise ConfigError("there are no workers without Ray", where="--ray-workers", fix="add --ray local")
@@ -182,6 +185,7 @@ def personalize(
             targets=targets,
             virtual_tokens=virtual_tokens,
             layers=layers,
+            patience=patience,
             epochs=epochs,
             learning_rate=learning_rate,
             batch_size=batch_size,

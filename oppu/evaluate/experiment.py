@@ -23,13 +23,14 @@ from oppu.evaluate.results import Cell, Prediction, read_cells, write_cell, writ
 from oppu.examples import PLAIN, Setting
 from oppu.model.base import Base, load_base
 from oppu.model.devices import AUTO, find_device, find_dtype
+from oppu.model.engine import Progress
 from oppu.model.quantize import check_quantization
 from oppu.personalize import Plan, answer_users, base_of, longest_histories, personalize
 from oppu.records import Dataset, User
 from oppu.store import Store
 from oppu.store.files import make_folders, os_errors, write_atomically
 from oppu.tasks import Task
-from oppu.train import Machine, Progress, TrainConfig
+from oppu.train import Machine, TrainConfig
 
 
 @dataclass(frozen=True, slots=True)

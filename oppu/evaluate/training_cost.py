@@ -114,7 +114,8 @@ class Clock:
 
     def time(self, case: Case, point: Point) -> dict[str, Any]:
         """Seconds of the training, by the clock on the wall and of all cores together, and its tokens."""
-        from oppu.train import Progress, train
+        from oppu.model.engine import Progress
+        from oppu.train import train
 
         jobs, config, machine = case.training(self.base, point)
         tokens = 0

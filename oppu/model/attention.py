@@ -7,6 +7,7 @@ the duration of a forward and read by each attention layer and by the bank's mod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -16,7 +17,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from oppu.errors import ModelError
-from oppu.model.packing import Block, Row, attention_blocks
+from oppu.model.flex import TreeAttention
+from oppu.model.packing import Block, Row, attention_blocks, pack
 
 ATTENTION = "oppu"
 
@@ -65,7 +67,10 @@ def current_layout() -> Layout | None:
 
 
 class PackedLayout:
-    """Packed rows one after another in one flat sequence [1, N]: no padding; attention block by block."""
+    """Packed rows one after another in one flat sequence [1, N]: no padding; attention block by block.
+
+    On CUDA in one FlexAttention call, where that works.
+    """
 
     def __init__(
         self,
@@ -76,15 +81,18 @@ class PackedLayout:
         on_keys: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None,
     ) -> None:
         """`on_keys(layer, key, value)` is shown each layer's keys and values [Hkv, N, D], to keep for decoding."""
+        flexible = device.type == "cuda" and _flex_works(device)
         spans, blocks, start = [], [], 0
         for row, slot in zip(rows, slots, strict=True):
             spans.append((slot, start, start + len(row)))
-            blocks += [(start, block, _mask(row, block, device, dtype)) for block in attention_blocks(row)]
+            if not flexible:
+                blocks += [(start, block, _mask(row, block, device, dtype)) for block in attention_blocks(row)]
             start += len(row)
         self.spans = tuple(spans)
         self.longest = max(max(row.positions) for row in rows) + 1
         self.virtual = _virtual(rows, slots, device)
         self._blocks = blocks
+        self._tree = TreeAttention(rows, device) if flexible else None
         self._on_keys = on_keys
 
     def attend(
@@ -93,7 +101,35 @@ class PackedLayout:
         """See `Layout.attend`; B is 1."""
         if self._on_keys is not None:
             self._on_keys(layer, key[0], value[0])
+        if self._tree is not None:
+            return self._tree.attend(query, key, value, scale)
         return torch.cat([_attend_block(query, key, value, scale, *block) for block in self._blocks], dim=2)
+
+
+@cache
+def _flex_works(device: torch.device) -> bool:
+    """Whether FlexAttention gives there what the blocks give, forward and backward, on a small forest."""
+    rows = [pack([range(90), [*range(60), *range(100, 140)]]), pack([range(50)])]
+    generator = torch.Generator(device).manual_seed(0)
+    shapes = [(1, heads, sum(len(row) for row in rows), 32) for heads in (4, 2, 2)]
+    inputs = [torch.randn(shape, generator=generator, device=device) for shape in shapes]
+
+    def gradients(attend: Callable[..., torch.Tensor]) -> list[torch.Tensor]:
+        leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+        found = attend(*leaves, None)
+        return [found, *torch.autograd.grad(found.square().sum(), leaves)]
+
+    blocks, start = [], 0
+    for row in rows:
+        blocks += [(start, block, _mask(row, block, device, torch.float32)) for block in attention_blocks(row)]
+        start += len(row)
+    try:
+        with torch.enable_grad():
+            tried = gradients(TreeAttention(rows, device).attend)
+            known = gradients(lambda q, k, v, s: torch.cat([_attend_block(q, k, v, s, *b) for b in blocks], dim=2))
+    except Exception:  # whatever a compiler may raise; the blocks need none
+        return False
+    return all(torch.allclose(a, b, rtol=1e-2, atol=1e-2) for a, b in zip(tried, known, strict=True))
 
 
 def _virtual(

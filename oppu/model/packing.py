@@ -71,7 +71,11 @@ class Block:
 
 
 def attention_blocks(row: Row, dense_limit: int = 192) -> list[Block]:
-    """Cut a row into blocks that pay for few masked pairs: a subtree of up to `dense_limit` tokens is one block."""
+    """Cut a row into blocks that pay for few masked pairs: a subtree of up to `dense_limit` tokens is one block.
+
+    An unbranched run that is longer is cut into pieces of that length, each the next one's ancestor; one at the root is
+    a single block, since causal attention without ancestors skips what is masked.
+    """
     return _blocks(row.last, 0, len(row), (), dense_limit)
 
 
@@ -93,13 +97,23 @@ def _blocks(
             pending = at
         else:
             chain_end = _chain_end(last, at)
-            blocks.append(_block(last, at, chain_end, ancestors))
+            blocks += _chain_blocks(at, chain_end, ancestors, limit)
             blocks += _blocks(last, chain_end, after, (*ancestors, (at, chain_end)), limit)
             pending = after
         at = after
     if pending < end:
         blocks.append(_block(last, pending, end, ancestors))
     return blocks
+
+
+def _chain_blocks(start: int, end: int, ancestors: tuple[tuple[int, int], ...], limit: int) -> list[Block]:
+    """Blocks of the unbranched run [start, end)."""
+    if not ancestors:
+        return [Block(start, end, (), True)]
+    return [
+        Block(at, min(at + limit, end), (*ancestors, (start, at)) if at > start else ancestors, True)
+        for at in range(start, end, limit)
+    ]
 
 
 def _chain_end(last: Sequence[int], start: int) -> int:

@@ -20,13 +20,14 @@ from typing import Any
 from oppu import __version__
 from oppu.errors import ConfigError, OppuError
 from oppu.model.devices import AUTO
+from oppu.model.engine import Progress
 from oppu.personalize import Personalized, Plan, base_of, longest_histories, personalize
 from oppu.records import User
 from oppu.scale.cluster import Cluster, Team, addresses, connected
 from oppu.scale.dispatcher import Dispatcher, News
 from oppu.scale.ledger import Lost
 from oppu.store import Store
-from oppu.train import Machine, Progress
+from oppu.train import Machine
 
 _REPORT_S = 0.5
 _PATIENCE_S = 30
