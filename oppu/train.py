@@ -8,6 +8,7 @@ the base's forward and backward alone (`model/engine.py`).
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 
@@ -67,6 +68,9 @@ class Machine:
     None: as many as are useful and fit into the memory there is."""
     trunk_bytes: int = 4 << 30
     """Of the file with what the layers below the modules make of examples, where these sit on the top layers alone."""
+    trunk_folder: Path | None = None
+    """Where that file stays for later runs; it is made of users' texts, and deleting a user does not reach it.
+    None: it goes with the run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +145,7 @@ def train(
         slots = machine.slots or slots_that_fit(base.device, shape.lay_out(base.model).size, tokens)
         free = list(range(slots))[::-1]
         bank = Bank(base.model, shape, slots + workers.count)
-        with trunk_below(base, shape, machine.trunk_bytes) as trunk, bank.attach():
+        with trunk_below(base, shape, machine.trunk_bytes, machine.trunk_folder) as trunk, bank.attach():
             engine = Engine(base, bank, workers, tokens, trunk, on_progress)
             while True:
                 while free and (job := next(waiting, None)) is not None:

@@ -71,31 +71,44 @@ def test_a_user_in_company_equals_the_user_alone_with_peft(base: Base, lower: li
 
 
 @pytest.mark.parametrize("shape", [LoraConfig(), LoraXsConfig(), Ia3Config()])
-def test_the_trunk_changes_no_result(base: Base, monkeypatch: pytest.MonkeyPatch, shape: ModuleConfig) -> None:
+def test_the_trunk_changes_no_result(
+    base: Base, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shape: ModuleConfig
+) -> None:
     config = replace(CONFIG, module=shape)
-    kept = modules(base, config)
-    again = modules(base, config)
+    machine = Machine(slots=2, trunk_folder=tmp_path)
+    kept = modules(base, config, machine)
+    again = modules(base, config, machine)
     monkeypatch.setattr(trunk, "split_model", lambda model, first: None)
     for user, whole in modules(base, config).items():
         assert difference(kept[user], whole) < 1e-4
         assert difference(again[user], whole) < 1e-4
 
 
-def test_the_lower_layers_run_once_per_example_over_epochs_and_runs(base: Base, lower: list[int]) -> None:
-    modules(base, CONFIG)
+def test_the_lower_layers_run_once_per_example_over_epochs_and_runs(
+    base: Base, lower: list[int], tmp_path: Path
+) -> None:
+    machine = Machine(slots=2, trunk_folder=tmp_path)
+    modules(base, CONFIG, machine)
     once = sum(lower)
     examples = [example for job in jobs(["long", "medium", "short"]) for example in job.examples]
     assert once <= sum(len(example.tokens) for example in examples)
-    modules(base, replace(CONFIG, learning_rate=1e-2))
+    modules(base, replace(CONFIG, learning_rate=1e-2), machine)
     assert sum(lower) == once
 
 
-def test_the_file_obeys_its_bound_and_the_result_stays(base: Base, cache: Path) -> None:
+def test_nothing_of_a_trunk_is_left_behind_unless_a_folder_is_given(base: Base, lower: list[int], cache: Path) -> None:
+    modules(base, CONFIG)
+    once = sum(lower)
+    assert list(cache.iterdir()) == []
+    modules(base, CONFIG)
+    assert sum(lower) == 2 * once
+
+
+def test_the_file_obeys_its_bound_and_the_result_stays(base: Base, tmp_path: Path) -> None:
     much = modules(base, CONFIG)
-    (file,) = (cache / "trunk").glob("*.bin")
-    file.unlink()
-    little = modules(base, CONFIG, Machine(slots=2, trunk_bytes=40_000))
-    assert file.stat().st_size <= 40_000
+    little = modules(base, CONFIG, Machine(slots=2, trunk_bytes=40_000, trunk_folder=tmp_path))
+    (file,) = tmp_path.glob("*.bin")
+    assert 0 < file.stat().st_size <= 40_000
     for user, module in much.items():
         assert difference(little[user], module) < 1e-4
 

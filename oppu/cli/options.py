@@ -83,6 +83,10 @@ Layers = Annotated[
     str | None,
     typer.Option("--layers", help="top:N: modules on the top N layers alone; what is below is computed once."),
 ]
+TrunkFolder = Annotated[
+    Path | None,
+    typer.Option("--trunk", help="Keep what is below --layers here for later runs: it is made of users' texts."),
+]
 VirtualTokens = Annotated[
     int | None, typer.Option("--virtual-tokens", min=1, help="Length of the soft prompt (prompt). [default: 20]")
 ]

@@ -30,6 +30,7 @@ from oppu.cli.options import (
     Targets,
     TaskName,
     TokensPerPass,
+    TrunkFolder,
     VirtualTokens,
     changed,
     changed_training,
@@ -140,6 +141,7 @@ def personalize(
     targets: Targets = None,
     virtual_tokens: VirtualTokens = None,
     layers: Layers = None,
+    trunk: TrunkFolder = None,
     patience: Patience = None,
     seed: Seed = 0,
     slots: Slots = None,
@@ -203,7 +205,7 @@ def personalize(
             tokens += news.tokens
             shown.show("training users", sum(counts.values()), len(chosen), tokens)
 
-        machine = changed(Machine(), slots=slots, tokens_per_pass=tokens_per_pass)
+        machine = changed(Machine(), slots=slots, tokens_per_pass=tokens_per_pass, trunk_folder=trunk)
         if ray is None:
             loaded = base_of(opened, base, device=device, dtype=dtype, quantize=quantize)
             results = run(opened, loaded, plan, chosen, given, machine, progress)

@@ -1,8 +1,9 @@
 """What the layers below the modules make of an example, computed once and kept on disk.
 
 Where modules sit on the upper layers alone, the frozen layers below never see a gradient, and what they make of an
-example is the same over epochs, users, refreshes and runs. It is kept in a memory-mapped file of bounded size, a ring:
-when the file is full, the oldest examples make room.
+example is the same over epochs, and over runs. It is kept in a memory-mapped file of bounded size, a ring: when it is
+full, the oldest examples make room. It is made of what users wrote, so it goes with the run, unless a folder is given
+in which it shall stay.
 
 Glossary: N tokens of a pass, T tokens of an example, D hidden size, C tokens that the file holds.
 """
@@ -32,12 +33,12 @@ from oppu.model.tokens import Encoded
 class Trunk:
     """The model above the lower layers, and the file of what these make of examples. Threads may share it."""
 
-    def __init__(self, base: Base, split: SplitModel, max_bytes: int) -> None:
+    def __init__(self, base: Base, split: SplitModel, max_bytes: int, folder: Path | None) -> None:
         self._split = split
         self._device = base.device
         weight = base.model.get_input_embeddings().weight
         name = f"{base.fingerprint[:24]}-{split.first}-{str(base.model.dtype).removeprefix('torch.')}"
-        self._file = HiddenFile(cache_folder() / "trunk", name, int(weight.shape[1]), base.model.dtype, max_bytes)
+        self._file = HiddenFile(folder, name, int(weight.shape[1]), base.model.dtype, max_bytes)
 
     def body(self, rows: Sequence[SlotRow]) -> torch.Tensor:
         """The body's output [N, D] for rows laid one after another, under the current layout."""
@@ -77,13 +78,13 @@ class Trunk:
 
 
 @contextmanager
-def trunk_below(base: Base, config: ModuleConfig, max_bytes: int) -> Iterator[Trunk | None]:
+def trunk_below(base: Base, config: ModuleConfig, max_bytes: int, folder: Path | None = None) -> Iterator[Trunk | None]:
     """The trunk below modules of these settings; None where they touch the lowest layer, or the model cannot be cut."""
     split = split_model(base.model, first_layer(base.model, config))
     if split is None:
         yield None
         return
-    trunk = Trunk(base, split, max_bytes)
+    trunk = Trunk(base, split, max_bytes, folder)
     try:
         yield trunk
     finally:
@@ -91,29 +92,38 @@ def trunk_below(base: Base, config: ModuleConfig, max_bytes: int) -> Iterator[Tr
 
 
 class HiddenFile:
-    """Hidden states [T, D] by key, in a memory-mapped ring of C tokens that outlives the process.
+    """Hidden states [T, D] by key, in a memory-mapped ring of C tokens; in a folder it outlives the process.
 
     Beside `NAME.bin` stands `NAME.jsonl`, a line for each entry with its place and checksum; an entry whose bytes are
     not those that were put (after a loss of power) is dropped. One process holds the file; another that comes meanwhile
     works on a file of its own, which goes with it.
     """
 
-    def __init__(self, folder: Path, name: str, width: int, dtype: torch.dtype, max_bytes: int) -> None:
+    def __init__(self, folder: Path | None, name: str, width: int, dtype: torch.dtype, max_bytes: int) -> None:
         self.width, self.dtype = width, dtype
         self.capacity = max(1, max_bytes // (width * dtype.itemsize))
         self._lock = threading.Lock()
         self._order: deque[tuple[str, int, int]] = deque()
         self._places: dict[str, tuple[int, int, int | None]] = {}
         self._next = 0
-        self._own = tempfile.TemporaryDirectory(prefix="oppu-trunk-")
-        self._index = _locked(folder / f"{name}.jsonl") or (Path(self._own.name) / "index").open("a+", encoding="utf-8")
-        data = Path(self._index.name).with_suffix(".bin")
-        if data.exists() and data.stat().st_size != self.capacity * width * dtype.itemsize:
-            data.unlink()  # made under another bound
-        elif data.exists():
-            self._read_index()
-        self._data = torch.from_file(str(data), shared=True, size=self.capacity * width, dtype=dtype).view(-1, width)
+        index = _locked(folder / f"{name}.jsonl") if folder is not None else None
+        self._index = index or tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115: closed by close()
+        if index is not None and folder is not None:
+            data = folder / f"{name}.bin"
+            if data.exists() and data.stat().st_size != self.capacity * width * dtype.itemsize:
+                data.unlink()  # made under another bound
+            elif data.exists():
+                self._read_index()
+            self._data = self._map(data)
+        else:
+            cache_folder().mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix="trunk-", dir=cache_folder()) as place:
+                self._data = self._map(Path(place, "data"))  # what is mapped stays until it is let go, even if killed
         self._write_index()
+
+    def _map(self, file: Path) -> torch.Tensor:
+        size = self.capacity * self.width
+        return torch.from_file(str(file), shared=True, size=size, dtype=self.dtype).view(-1, self.width)
 
     def get(self, key: str) -> torch.Tensor | None:
         """A copy [T, D] of what was put under the key; None: nothing, or no more."""
@@ -145,7 +155,6 @@ class HiddenFile:
     def close(self) -> None:
         """Lets another process use the file."""
         self._index.close()
-        self._own.cleanup()
 
     def _make_room(self, start: int, end: int) -> None:
         """Drop, oldest first, what lies in [start, end), and what the last round left behind where a new one begins."""
