@@ -107,7 +107,7 @@ class HiddenFile:
         self._places: dict[str, tuple[int, int, int | None]] = {}
         self._next = 0
         index = _locked(folder / f"{name}.jsonl") if folder is not None else None
-        self._index = index or tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115: closed by close()
+        self._index = index or tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
         if index is not None and folder is not None:
             data = folder / f"{name}.bin"
             if data.exists() and data.stat().st_size != self.capacity * width * dtype.itemsize:
