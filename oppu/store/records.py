@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from oppu.records import Profile
+
 
 @dataclass(frozen=True, slots=True)
 class ModuleRecord:
@@ -58,3 +60,5 @@ class Deleted:
     """Of the module files."""
     paths: tuple[Path | str, ...]
     """The modules' folders, which are gone."""
+    profiles: int = 0
+    """Rows of textual profiles."""
