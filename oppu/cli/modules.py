@@ -146,11 +146,11 @@ def delete(
     """
     with open_store(store, files) as opened:
         if not yes:
-            typer.confirm(f"Delete all modules, profiles and the history of user {user}? There is no way back", abort=True)
+            typer.confirm(f"Delete modules, profiles and history of user {user}? There is no way back", abort=True)
         gone = opened.delete_user(user, task)
     typer.echo(
-        f"deleted user {gone.user_id}: {gone.modules} modules ({gone.size_bytes:,} bytes), "
-        f"{gone.history_items} history items, {gone.profiles} profiles, and the retrieval index (kept in memory only)"
+        f"deleted user {gone.user_id}: {gone.modules} modules ({gone.size_bytes:,} bytes), {gone.profiles} profiles, "
+        f"{gone.history_items} history items, and the retrieval index (kept in memory only)"
     )
 
 

@@ -45,8 +45,8 @@ Profiles = Annotated[
     str | None,
     typer.Option(
         "--profiles",
-        help="Textual profiles in the prompts (phi_p): `store` for those of `oppu profile` (`store:MADE` where they were "
-        "made in several ways), or a file, JSON {user: profile} or JSONL.",
+        help="Textual profiles in the prompts (phi_p): `store` for those of `oppu profile` (`store:MADE` where they "
+        "were made in several ways), or a file, JSON {user: profile} or JSONL.",
     ),
 ]
 Newest = Annotated[

@@ -44,8 +44,8 @@ def profile(
         str | None,
         typer.Option(
             "--base",
-            help="The instruction-tuned model that writes them: a name in the store, the embedded one, a folder, or a name "
-            "on the hub. [default: the embedded one]",
+            help="The instruction-tuned model that writes them: a name in the store, the embedded one, a folder, or a "
+            "name on the hub. [default: the embedded one]",
         ),
     ] = None,
     url: Annotated[
@@ -53,8 +53,8 @@ def profile(
         typer.Option(
             "--url",
             metavar="URL",
-            help="A server with OpenAI's protocol writes them, for example http://HOST:8000/v1. Histories are sent there. Its "
-            "key is read from OPENAI_API_KEY.",
+            help="A server with OpenAI's protocol writes them, for example http://HOST:8000/v1. Histories are sent "
+            "there. Its key is read from OPENAI_API_KEY.",
         ),
     ] = None,
     model: Annotated[str | None, typer.Option("--model", help="With --url: the model's name there.")] = None,
@@ -65,8 +65,11 @@ def profile(
         bool, typer.Option("--held-out", help="Of the held-out users as well, for `oppu adapt --profiles store`.")
     ] = False,
     steps: Annotated[
-        int, typer.Option("--steps", min=1, help="Profiles that a model writes along a history; items see earlier ones.")
-    ] = 4,
+        int | None,
+        typer.Option(
+            "--steps", min=1, help="Profiles that a model writes along a history, each for later items. [default: 4]"
+        ),
+    ] = None,
     tokens: Annotated[
         int | None, typer.Option("--tokens", min=8, help="Length limit of a model's profile. [default: 160]")
     ] = None,
@@ -89,7 +92,7 @@ def profile(
     from collections import Counter
 
     from oppu.data import read_dataset
-    from oppu.describe.users import COUNT, describe
+    from oppu.describe.users import COUNT, STEPS, describe
     from oppu.personalize import longest_histories
     from oppu.store import Store
     from oppu.store.opening import shown_address
@@ -100,14 +103,18 @@ def profile(
     dataset = read_dataset(data, found)
     chosen = [*longest_histories(dataset.users, users), *(dataset.base_users if held_out else ())]
     counts: Counter[str] = Counter()
-    with quiet_libraries(), Store(store, files) as opened, meter() as shown:
-        with _writer(opened, counting, base, url, model, tokens, context, (device, dtype, quantize)) as writer:
-            for result in describe(opened, found, chosen, writer, steps):
-                counts[result.status] += 1
-                shown.show("profiles", sum(counts.values()), len(chosen))
-                if result.status == "failed":
-                    shown.say(result.reason)
-            made = COUNT if writer is None else writer.made
+    with (
+        quiet_libraries(),
+        Store(store, files) as opened,
+        _writer(opened, counting, base, url, model, tokens, context, (device, dtype, quantize)) as writer,
+        meter() as shown,
+    ):
+        for result in describe(opened, found, chosen, writer, STEPS if steps is None else steps):
+            counts[result.status] += 1
+            shown.show("profiles", sum(counts.values()), len(chosen))
+            if result.status == "failed":
+                shown.say(result.reason)
+        made = COUNT if writer is None else writer.made
     typer.echo(
         ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
         + f"; profiles by {made} in {shown_address(store)}"

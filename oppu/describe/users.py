@@ -97,6 +97,7 @@ def _profiles(
 def _how(task: Task, writer: Writer | None, steps: int) -> str:
     """Digest over everything that decides profiles besides the items."""
     asked = task.model_dump(mode="json", include={"kind", "labels", "history", "max_item_words", "max_shown_words"})
+    decided: list[object]
     if writer is None:
         decided = [task.profile_count]
     else:

@@ -16,6 +16,7 @@ def shown_profile(profile: UserProfile | None, before: float | None) -> str | No
 
     One text, as files have it, is shown in every prompt: whoever wrote it answers for what it tells.
     """
+    # differs from the paper: there the profile of the whole history is in training prompts, too, whose answers it tells
     if profile is None or isinstance(profile, str):
         return profile
     earlier = [each.text for each in profile if before is None or each.time < before]
