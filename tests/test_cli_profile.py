@@ -55,6 +55,14 @@ def test_a_history_that_was_rewritten_asks_for_its_profiles_again(world: World, 
     done("personalize", *place, "--data", other, "--base", world.base, "--profiles", "store", *SMALL)
 
 
+def test_users_without_a_profile_are_named_and_trained_without_one(world: World, asked: Path) -> None:
+    place = ("--task", asked, "--data", world.data, "--store", world.store)
+    assert done("profile", *place, "--users", "1").startswith("1 made; ")
+    ran = oppu("personalize", *place, "--base", world.base, "--profiles", "store", *SMALL)
+    assert ran.out.startswith("2 trained; ")
+    assert "without a profile, and trained on prompts without one: 1 users (bob)" in " ".join(ran.err.split())
+
+
 def test_a_base_writes_profiles_and_a_server_does(world: World, asked: Path, tmp_path: Path) -> None:
     base = chatting_base()
     save_base(base, tmp_path / "chatting")

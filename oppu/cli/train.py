@@ -207,6 +207,9 @@ def personalize(
             shown.show("training users", sum(counts.values()), len(chosen), tokens)
 
         given = profiles_of(opened, found, chosen)
+        if given is not None and (without := [user.id for user in chosen if user.id not in given]):
+            some = ", ".join(without[:3]) + (", ..." if len(without) > 3 else "")
+            shown.say(f"without a profile, and trained on prompts without one: {len(without)} users ({some})")
         machine = changed(Machine(), slots=slots, tokens_per_pass=tokens_per_pass, trunk_folder=trunk)
         if ray is None:
             loaded = base_of(opened, base, device=device, dtype=dtype, quantize=quantize)

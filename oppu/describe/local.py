@@ -12,6 +12,8 @@ from oppu.predict import continue_prompts
 
 _BATCH_TOKENS = 16_384
 """Tokens of requests that are under way together."""
+_SEAMS = 8
+"""Tokens that there may be more where template, request and lines meet than in each by itself."""
 
 
 class LocalWriter:
@@ -22,7 +24,7 @@ class LocalWriter:
         self.answer_tokens = answer_tokens
         self._base = base
         self._most = base.max_tokens if context is None else min(context, base.max_tokens)
-        self.context = self._most - len(self._encoded(""))
+        self.context = self._most - len(self._encoded("")) - _SEAMS
 
     @property
     def made(self) -> str:
@@ -42,7 +44,7 @@ class LocalWriter:
         """See `Writer`; what the requests have in common at their beginning is computed once."""
         encoded = [self._encoded(request) for request in requests]
         longest = max(map(len, encoded), default=0)
-        if longest + self.answer_tokens > self.context + len(self._encoded("")):
+        if longest + self.answer_tokens > self._most:
             what = f"a request has {longest} tokens, which with {self.answer_tokens} to write is more than {self._most}"
             raise ModelError(what, where=self.made, fix="use a model that takes longer texts, or shorter profiles")
         written = continue_prompts(
