@@ -125,11 +125,14 @@ def test_profiles_that_nobody_made_are_asked_for(world: World, asked: Path, tmp_
     assert refused("predict", *options, "--profiles", "store", "--out", tmp_path / "a.json") == said
 
 
-def test_a_user_without_a_profile_is_named_and_the_exit_code_says_so(
-    world: World, asked: Path, tmp_path: Path
-) -> None:
-    ran = oppu("profile", "--task", asked, "--data", world.data, "--store", world.store, "--url",
-               "http://127.0.0.1:9/v1", "--model", "x", "--context", "64")  # fmt: skip
-    assert ran.code == 1
-    assert "user ann: api:x: a request leaves" in " ".join(ran.err.split())
-    assert ran.out.startswith("2 failed; ")
+def test_a_user_who_is_refused_is_named_word_by_word_and_the_exit_code_says_so(world: World, asked: Path) -> None:
+    place = ("--task", asked, "--data", world.data, "--store", world.store)
+    with Store(world.store) as store, running_server(store, chatting_base()) as (client, _):
+        url = ("--url", str(client.base_url), "--model", "tiny", "--steps", "1")
+        ran = oppu("profile", *place, *url, "--tokens", "400", "--context", "10000")  # too long for ann's four items
+        assert ran.code == 1
+        assert ran.out.startswith("1 failed, 1 made; profiles by api:tiny in ")
+        assert "user ann: http://127.0.0.1:" in ran.err
+        assert "the server answered 400 Bad Request (the prompt has" in " ".join(ran.err.split())
+    few = refused("profile", *place, "--url", "http://127.0.0.1:9/v1", "--model", "x", "--context", "64")
+    assert few.startswith("api:x: a request and its answer leave 0 of the model's 64 tokens for the history, and 322")

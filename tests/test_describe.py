@@ -34,7 +34,7 @@ def marked_user(name: str, task: Task, times: Sequence[float]) -> User:
     """A user whose items each carry a mark of their own, in every field."""
     names = sorted(set().union(*(form.fields for form in task.history)))
     history = tuple(
-        HistoryItem(f"{name}{n}", {field: f"{name}x{n}x " + "word " * 20 for field in names}, time)
+        HistoryItem(f"{name}{n}", dict.fromkeys(names, f"{name}x{n}x " + "word " * 20), time)
         for n, time in enumerate(times)
     )
     question = dict.fromkeys(template_fields(task.prompt), "question")
@@ -63,9 +63,7 @@ def test_no_prompt_shows_a_profile_that_was_made_from_an_item_of_its_time_or_lat
     profiles = stored_profiles(folder_store, task, users)
     for user in users:
         told = 0
-        for item, example in zip(
-            user.history, training_examples(task, user, SHOWN, profiles[user.id]), strict=True
-        ):
+        for item, example in zip(user.history, training_examples(task, user, SHOWN, profiles[user.id]), strict=True):
             own = (user.id, int(item.id.removeprefix(user.id)))
             earlier = {(user.id, n) for n, other in enumerate(user.history) if other.time < item.time}
             profile = [line for line in example.prompt.split("\n") if line.startswith("saw ")]
@@ -86,7 +84,13 @@ def test_counted_profiles_change_from_prompt_to_prompt(folder_store: Store) -> N
     assert statuses(folder_store, ASKED, [user]) == ["made"]
     profile = stored_profiles(folder_store, ASKED, [user])["ann"]
     shown = [example.prompt.split("\n")[0] for example in training_examples(ASKED, user, SHOWN, profile)]
-    assert shown == ["thing: thing colour:", "mostly red", "mostly blue", "mostly blue", "mostly blue"]
+    assert shown == [
+        "thing: thing colour:",
+        "mostly red",
+        "mostly blue",
+        "mostly blue",
+        "mostly red",
+    ]
     (question,) = query_examples(ASKED, user, SHOWN, profile)
     assert question.prompt.startswith("mostly red\n")
 
@@ -126,7 +130,7 @@ def test_an_item_that_is_too_long_by_itself_is_cut(folder_store: Store) -> None:
 
 
 def test_a_model_with_too_little_room_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"model:parrot: a request leaves 56 of the model's 100 tokens .* 82 are"):
+    with pytest.raises(ConfigError, match=r"model:parrot: a request and its answer leave 56 of .*, and 82 are needed"):
         write_profiles(ASKED, marked_user("ann", ASKED, (0.0,)).history, (1,), Parrot(context=100))
 
 
@@ -209,6 +213,7 @@ def test_which_profiles_are_meant_must_be_said_where_there_are_several(folder_st
 
 
 # by a base on this machine
+
 
 def reference(base: Base, text: str, limit: int) -> str:
     """transformers' own greedy decoding."""

@@ -259,7 +259,7 @@ def test_a_store_of_a_newer_oppu_is_refused(tmp_path: Path, monkeypatch: pytest.
     with monkeypatch.context() as patch:
         patch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, ("CREATE TABLE later (name TEXT)",)))
         Store(tmp_path).close()
-    with pytest.raises(StoreError, match=r"made by a newer oppu \(schema 3, this one knows up to 2\); update oppu"):
+    with pytest.raises(StoreError, match=r"made by a newer oppu \(schema 4, this one knows up to 3\); update oppu"):
         Store(tmp_path)
 
 

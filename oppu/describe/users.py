@@ -81,9 +81,7 @@ def describe(
         yield from results
 
 
-def _profiles(
-    task: Task, ordered: Sequence[HistoryItem], writer: Writer | None, steps: int
-) -> tuple[Profile, ...]:
+def _profiles(task: Task, ordered: Sequence[HistoryItem], writer: Writer | None, steps: int) -> tuple[Profile, ...]:
     if writer is None:
         counted = counted_profiles(task, ordered)
         if not counted:

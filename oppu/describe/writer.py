@@ -8,7 +8,7 @@ from functools import cache
 from itertools import chain
 from typing import Protocol
 
-from oppu.errors import ModelError
+from oppu.errors import ConfigError, ModelError
 from oppu.profiles.request import cut_to, history_lines, parts, profile_request
 from oppu.records import HistoryItem
 from oppu.tasks import Task
@@ -44,7 +44,8 @@ def write_profiles(task: Task, ordered: Sequence[HistoryItem], sizes: Sequence[i
     """A profile of the `size` oldest items for each of `sizes`, each a single line.
 
     All of them are asked for at once, so that a model can share what their requests have in common, and a part that
-    several of them share is asked for once. ModelError where the model has too little room, or writes nothing.
+    several of them share is asked for once. ModelError where the model writes nothing, ConfigError where it has too
+    little room for any history.
     """
     tokens = cache(writer.tokens)
     room = _room(task, writer)
@@ -73,8 +74,9 @@ def _room(task: Task, writer: Writer) -> int:
     room = writer.context - writer.answer_tokens - writer.tokens(profile_request(task, [""]))
     least = 2 * (writer.answer_tokens + 1)
     if room < least:
-        what = f"a request leaves {room} of the model's {writer.context} tokens for the history, and {least} are needed"
-        raise ModelError(what, where=writer.made, fix="use a model that takes longer texts, or shorter profiles")
+        left = f"{max(0, room)} of the model's {writer.context} tokens for the history"
+        what = f"a request and its answer leave {left}, and {least} are needed"
+        raise ConfigError(what, where=writer.made, fix="use a model that takes longer texts, or shorter profiles")
     return room
 
 
