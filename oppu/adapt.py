@@ -22,7 +22,7 @@ from oppu.model.base import Base, load_base, save_base
 from oppu.model.engine import Progress
 from oppu.model.quantize import check_mergeable
 from oppu.model.tokens import encode
-from oppu.records import Example, User
+from oppu.records import Example, User, UserProfile
 from oppu.store import Store
 from oppu.store.files import os_errors, sync_folder, sync_tree
 from oppu.tasks import Task
@@ -42,7 +42,7 @@ class AdaptConfig:
 
 
 def adaption_examples(
-    task: Task, users: Sequence[User], config: AdaptConfig, profiles: Mapping[str, str] | None = None
+    task: Task, users: Sequence[User], config: AdaptConfig, profiles: Mapping[str, UserProfile] | None = None
 ) -> list[Example]:
     """The pairs to adapt on: every answered question and, if wanted, every history item of the held-out users."""
     found: list[Example] = []
@@ -77,7 +77,7 @@ def adapt_into_store(
     config: AdaptConfig,
     *,
     name: str | None = None,
-    profiles: Mapping[str, str] | None = None,
+    profiles: Mapping[str, UserProfile] | None = None,
     machine: Machine | None = None,
     on_progress: Callable[[int, int, int], None] = lambda done, total, tokens: None,
 ) -> Base:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Self
 
 from oppu.errors import ConfigError
+from oppu.profiles import shown_profile
 from oppu.prompts import build_prompt, context_lines, training_pair, with_context
-from oppu.records import Example, HistoryItem, Query, User
+from oppu.records import Example, HistoryItem, Query, User, UserProfile
 from oppu.retrieval import RETRIEVERS, Retriever, make_retriever
 from oppu.tasks import Task
 from oppu.tasks.task import template_fields
@@ -77,10 +78,13 @@ def training_examples(
     task: Task,
     user: User,
     setting: Setting = PLAIN,
-    profile: str | None = None,
+    profile: UserProfile | None = None,
     newest: int | None = None,
 ) -> list[Example]:
-    """Each history item as a training pair under `setting`, oldest first; `newest` keeps the last so many."""
+    """Each history item as a training pair under `setting`, oldest first; `newest` keeps the last so many.
+
+    Of a `profile` along the history, each prompt shows what was made before its item.
+    """
     index = HistoryIndex(task, user.history, setting)
     items = user.history if newest is None else user.history[max(0, len(user.history) - newest) :]
     examples = []
@@ -88,24 +92,27 @@ def training_examples(
         prompt, answer = training_pair(task, item)
         # the search text is the item's input alone: its answer must not choose what stands in its prompt
         retrieved = index.retrieve(task.search_text(_without_answer(task, item)), item.time)
-        context = context_lines(task, retrieved, profile if setting.profile else None)
+        context = context_lines(task, retrieved, shown_profile(profile, item.time) if setting.profile else None)
         examples.append(
             Example(user.id, item.id, with_context(prompt, context) if context else prompt, answer, _ids(retrieved))
         )
     return examples
 
 
-def query_examples(task: Task, user: User, setting: Setting = PLAIN, profile: str | None = None) -> list[Example]:
+def query_examples(
+    task: Task, user: User, setting: Setting = PLAIN, profile: UserProfile | None = None
+) -> list[Example]:
     """The user's questions as prompts, the gold answer as the example's answer."""
     index = HistoryIndex(task, user.history, setting)
     return [query_example(index, user.id, query, profile) for query in user.queries]
 
 
-def query_example(index: HistoryIndex, user_id: str, query: Query, profile: str | None = None) -> Example:
-    """One question as a prompt, with what `index` retrieves for it."""
+def query_example(index: HistoryIndex, user_id: str, query: Query, profile: UserProfile | None = None) -> Example:
+    """One question as a prompt, with what `index` retrieves for it and the profile made before it."""
     task = index.task
     retrieved = index.retrieve(task.search_text(query.fields), query.time)
-    prompt = build_prompt(task, query.fields, retrieved, profile if index.setting.profile else None)
+    shown = shown_profile(profile, query.time) if index.setting.profile else None
+    prompt = build_prompt(task, query.fields, retrieved, shown)
     return Example(user_id, query.id, prompt, query.gold, _ids(retrieved))
 
 

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 
 from oppu import __version__
+from oppu.describe.stored import ProfilesOf
 from oppu.errors import ConfigError, ModelError, StoreError, UnknownUserError
 from oppu.examples import PLAIN, Setting, query_examples, training_examples
 from oppu.model.bank import Bank, portable
@@ -24,7 +25,7 @@ from oppu.model.kinds import config_of, largest
 from oppu.model.module import Module, is_peft
 from oppu.model.tokens import encode
 from oppu.predict import Question, answer
-from oppu.records import Example, Query, User
+from oppu.records import Example, Query, User, UserProfile
 from oppu.store import ModuleRecord, Store
 from oppu.tasks import Task, find_task
 from oppu.train import Job, Machine, TrainConfig, train
@@ -61,7 +62,7 @@ def personalize(
     base: Base,
     plan: Plan,
     users: Iterable[User],
-    profiles: Mapping[str, str] | None = None,
+    profiles: Mapping[str, UserProfile] | None = None,
     machine: Machine | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Iterator[Personalized]:
@@ -172,7 +173,8 @@ def ask(
     *,
     task: Task | None = None,
     k: int | None = None,
-    profile: str | None = None,
+    profile: UserProfile | None = None,
+    profiles: ProfilesOf | None = None,
     use_module: bool = True,
     device: torch.device | str = AUTO,
     dtype: torch.dtype | str = AUTO,
@@ -180,9 +182,10 @@ def ask(
 ) -> str:
     """One answer for one user, with the base, the task and the prompts that the user's module was trained with.
 
-    `k`: the module trained with so many retrieved items; None: the newest module. `device`, `dtype`, `quantize`: see
-    `load_base`; None quantizes the base as it was for the module. ModelError where the base is no longer the one that
-    the module was trained on.
+    `k`: the module trained with so many retrieved items; None: the newest module. `profile`, or
+    else `profiles`: for a module that was trained with profiles. `device`, `dtype`, `quantize`: see `load_base`; None
+    quantizes the base as it was for the module. ModelError where the base is no longer the one that the module was
+    trained on.
     """
     records = [
         record
@@ -191,9 +194,11 @@ def ask(
     ]
     record = max(records, key=lambda r: r.created) if records else stored_module(store, user_id, "", None)
     known = task if task is not None else task_of(record)
-    if setting_of(record).profile and profile is None:
+    if setting_of(record).profile and profile is None and profiles is None:
         raise ConfigError(
-            "the module was trained with a profile in every prompt", where=f"user {user_id}", fix="give it"
+            "the module was trained with a profile in every prompt",
+            where=f"user {user_id}",
+            fix="give it, or `--profiles store` for the one that `oppu profile` made",
         )
     quantized = quantize if quantize is not None else record.training.get("quantize")
     base = base_of(store, record.base_name, device=device, dtype=dtype, quantize=quantized)
@@ -201,8 +206,10 @@ def ask(
         _check_base(base, record)
     plan = Plan(known, TrainConfig(), setting_of(record))
     user = User(user_id, store.history(user_id, record.task), (Query("question", question, known.fields_of(question)),))
-    profiles = {user_id: profile} if profile is not None else None
-    return answer_users(base, plan, [user], store if use_module else None, profiles, Machine(slots=1))[user_id][0]
+    if setting_of(record).profile and profile is None and profiles is not None:
+        profile = (profiles(store, known, [user]) or {}).get(user_id)
+    shown = {user_id: profile} if profile is not None else None
+    return answer_users(base, plan, [user], store if use_module else None, shown, Machine(slots=1))[user_id][0]
 
 
 def export_module(store: Store, record: ModuleRecord, folder: Path) -> Path:
@@ -245,7 +252,7 @@ def answer_users(
     plan: Plan,
     users: Sequence[User],
     store: Store | None,
-    profiles: Mapping[str, str] | None = None,
+    profiles: Mapping[str, UserProfile] | None = None,
     machine: Machine | None = None,
     on_done: Callable[[int], None] = lambda _: None,
 ) -> dict[str, list[str]]:

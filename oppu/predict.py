@@ -107,10 +107,28 @@ def generate(
 ) -> list[str]:
     """Greedy decoding up to the end token, `stop` or the task's length limit; finished rows make room for others."""
     room = max_tokens - task.max_answer_tokens
-    prompts = _prompts(base, questions, room, virtual_tokens)
+    encoded = _prompts(base, questions, room, virtual_tokens)
+    prompts = [Prompt(i, questions[i].slot, prompt.tokens) for i, prompt in enumerate(encoded)]
+
+    def finished(tokens: Sequence[int]) -> bool:
+        return is_finished(base, tokens, stop, task.max_answer_tokens)
+
+    written = continue_prompts(base, prompts, finished, batch_size=batch_size, on_done=on_done)
+    return [text_of(base, tokens, stop) for tokens in written]
+
+
+def continue_prompts(
+    base: Base,
+    prompts: Sequence[Prompt],
+    finished: Callable[[Sequence[int]], bool],
+    *,
+    batch_size: int = 16,
+    on_done: Callable[[int], None] = lambda _: None,
+) -> list[list[int]]:
+    """Greedy decoding of prompts with the keys 0, 1, 2, ..., each until it is `finished(tokens)`; their new tokens."""
     decoder = Decoder(base.model)
-    written: list[list[int]] = [[] for _ in questions]
-    waiting = list(range(len(questions)))[::-1]
+    written: list[list[int]] = [[] for _ in prompts]
+    waiting = list(range(len(prompts)))[::-1]
 
     def write(keys: Sequence[int], logits: torch.Tensor) -> None:
         for key, token in zip(keys, logits.argmax(-1).tolist(), strict=True):
@@ -123,11 +141,11 @@ def generate(
         # a forward reads all weights, however few its tokens: prompts wait until some can go together
         if waiting and free >= min(len(waiting), math.ceil(batch_size / 4)):
             joining = [waiting.pop() for _ in range(min(len(waiting), free))]
-            write(joining, decoder.admit([Prompt(i, questions[i].slot, prompts[i].tokens) for i in joining]))
-        finished = [key for key in decoder.active if is_finished(base, written[key], stop, task.max_answer_tokens)]
-        decoder.drop(finished)
-        on_done(len(finished))
-    return [text_of(base, tokens, stop) for tokens in written]
+            write(joining, decoder.admit([prompts[i] for i in joining]))
+        done = [key for key in decoder.active if finished(written[key])]
+        decoder.drop(done)
+        on_done(len(done))
+    return written
 
 
 def is_finished(base: Base, tokens: Sequence[int], stop: str, limit: int) -> bool:

@@ -61,3 +61,18 @@ class Example:
     answer: str | None
     retrieved: tuple[str, ...] = field(default=())
     """Ids of the history items shown in the prompt, best first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A textual profile s_u (section 2.2) that was made from a user's oldest items."""
+
+    text: str
+    time: float
+    """Of the newest item that it was made from: only prompts of later times may show it."""
+    items: int
+    """How many items it was made from."""
+
+
+UserProfile = str | tuple[Profile, ...]
+"""What may be shown of a user: one text in every prompt, or the profiles along the history, oldest first."""

@@ -7,8 +7,8 @@ import torch
 from sqlalchemy import func, select
 
 from oppu.model.module import Module
-from oppu.records import HistoryItem
-from oppu.store import Store
+from oppu.records import HistoryItem, Profile
+from oppu.store import ProfileRecord, Store
 from oppu.store.schema import PUTS, USERS
 
 CONFIG: dict[str, Any] = {
@@ -41,6 +41,12 @@ def whose(user_id: str = "ann", **changed: Any) -> dict[str, Any]:
     """What put_module asks for beside the module."""
     values = {"task": "movie_tagging", "setting": "k0", "base_name": "tiny", "base_fingerprint": "f" * 64}
     return values | {"user_id": user_id, "training": {"seed": 1, "losses": [0.5, 0.25]}} | changed
+
+
+def told_of(user_id: str, text: str = "likes films", made: str = "count") -> ProfileRecord:
+    """Two profiles along a history of three items."""
+    along = (Profile(text, -3.0, 1), Profile(f"{text} indeed", 1.5, 3))
+    return ProfileRecord(user_id, "movie_tagging", made, "h" * 64, "d" * 64, ("a", "b", "a"), along)
 
 
 def same(left: Module, right: Module) -> bool:

@@ -13,14 +13,19 @@ from conftest import tiny_model, tiny_tokenizer
 from openai import OpenAI
 from serve_house import HISTORY, MOOD, RAG, TITLE, put_user, random_module, running_server, wait_until
 
-from oppu.examples import HistoryIndex, query_example
+from oppu.describe.stored import profiles_from
+from oppu.describe.users import describe
+from oppu.errors import ConfigError
+from oppu.examples import HistoryIndex, Setting, query_example
 from oppu.model.bank import Bank
 from oppu.model.base import Base, make_base
 from oppu.model.decode import Decoder, Prompt
 from oppu.model.kinds import LoraConfig
 from oppu.predict import Question, generate, score_labels
-from oppu.records import Query
-from oppu.serve.engine import Engine, EngineConfig
+from oppu.records import Query, User
+from oppu.serve.asking import Asker
+from oppu.serve.engine import Choice, Engine, EngineConfig
+from oppu.serve.schema import CompletionRequest
 from oppu.store import Store
 
 USERS = {"ann": 1, "bob": 2, "cy/d e": 3}
@@ -347,3 +352,23 @@ def test_a_client_that_goes_away_frees_its_place(served: tuple[OpenAI, Engine], 
     wait_until(lambda: engine.statistics.cancelled == 1)
     assert engine.active == 0
     assert engine.statistics.answered == 0
+
+
+def test_a_question_shows_the_users_profile_in_the_store_as_it_is_now(base: Base, tmp_path: Path) -> None:
+    counted = MOOD.model_copy(update={"profile_count": "mostly {most_common}"})
+    request = CompletionRequest(model="user:ann", task="mood", prompt="a day")
+    with Store(tmp_path / "store") as store:
+        put_user(store, base, "ann", MOOD, 1, Setting(profile=True))
+        asker = Asker(store, base, [MOOD], profiles_from("store"))
+
+        def prompt() -> str:
+            work = asker.completion(request).work
+            assert isinstance(work, Choice)
+            return work.example.prompt
+
+        with pytest.raises(ConfigError, match="there are no profiles of task mood"):
+            prompt()
+        list(describe(store, counted, [User("ann", HISTORY)]))
+        assert prompt() == "mostly glad\nnote: a day mood:"
+        list(describe(store, counted.model_copy(update={"profile_count": "{most_common}!"}), [User("ann", HISTORY)]))
+        assert prompt() == "glad!\nnote: a day mood:"

@@ -14,11 +14,11 @@ from typing import NoReturn
 import pytest
 import torch
 from sqlalchemy import inspect
-from store_samples import HISTORY, module_folders, notes, same, tiny_module, whose
+from store_samples import HISTORY, module_folders, notes, same, tiny_module, told_of, whose
 
 from oppu.errors import StoreError, UnknownUserError
 from oppu.model.module import Module
-from oppu.records import HistoryItem
+from oppu.records import HistoryItem, Profile
 from oppu.store import Store, schema, write_atomically
 from oppu.store.database import Database
 from oppu.store.files import temporary_name
@@ -176,6 +176,32 @@ def test_bases_are_registered_and_move_with_the_store(tmp_path: Path) -> None:
         assert store.bases()[1].path == tmp_path / "elsewhere"
 
 
+# profiles
+
+
+def test_profiles_come_back_as_they_were_put_and_are_replaced(store: Store) -> None:
+    first, other = told_of("ann", "likes \0 \ud800 ☃"), told_of("bob", made="model:x")
+    store.put_profiles([first, other])
+    (found,) = store.profiles("movie_tagging", "count")
+    assert replace(found, created="") == first
+    assert found.created.startswith("20")
+    assert [r.user_id for r in store.profiles("movie_tagging")] == ["ann", "bob"]
+    assert [r.user_id for r in store.profiles("movie_tagging", users=["bob", "eve"])] == ["bob"]
+    assert store.ways_of_profiles("movie_tagging") == ("count", "model:x")
+    second = told_of("ann", "likes rain")
+    store.put_profiles([second, told_of("cid")])
+    assert [r.profiles[0].text for r in store.profiles("movie_tagging", "count")] == ["likes rain", "likes films"]
+    assert store.knows("cid", "movie_tagging")
+    assert store.profiles("news_headline") == ()
+
+
+def test_profiles_of_which_one_is_wrong_are_not_put_at_all(store: Store) -> None:
+    wrong = replace(told_of("bob"), profiles=(Profile("likes films", float("nan"), 1),))
+    with pytest.raises(StoreError, match="a profile of user 'bob' has time nan"):
+        store.put_profiles([told_of("ann"), wrong])
+    assert store.profiles("movie_tagging") == ()
+
+
 # opening
 
 
@@ -203,6 +229,21 @@ def test_an_older_store_is_brought_up_to_date_and_keeps_all(tmp_path: Path, monk
                 assert inspect(connection).has_table("later")
 
 
+def test_a_store_of_the_schema_before_profiles_is_brought_up_to_date(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:2])
+        with Store(tmp_path) as store:
+            store.put_history("ann", "movie_tagging", HISTORY)
+            record = store.put_module(tiny_module(), **whose("ann"))
+    with Store(tmp_path) as store:
+        assert store.history("ann", "movie_tagging") == HISTORY
+        assert store.modules() == (record,)
+        store.put_profiles([told_of("ann")])
+        assert len(store.profiles("movie_tagging")) == 1
+
+
 def test_a_migration_that_fails_leaves_the_store_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Store(tmp_path) as store:
         store.put_history("ann", "movie_tagging", HISTORY)
@@ -218,7 +259,7 @@ def test_a_store_of_a_newer_oppu_is_refused(tmp_path: Path, monkeypatch: pytest.
     with monkeypatch.context() as patch:
         patch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, ("CREATE TABLE later (name TEXT)",)))
         Store(tmp_path).close()
-    with pytest.raises(StoreError, match=r"made by a newer oppu \(schema 3, this one knows up to 2\); update oppu"):
+    with pytest.raises(StoreError, match=r"made by a newer oppu \(schema 4, this one knows up to 3\); update oppu"):
         Store(tmp_path)
 
 

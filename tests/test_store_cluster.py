@@ -7,7 +7,7 @@ import pytest
 from servers import Servers
 from shell import SMALL, World, done, refused
 from sqlalchemy import text
-from store_samples import HISTORY, module_folders, notes, rows_with, same, tiny_module, whose
+from store_samples import HISTORY, module_folders, notes, rows_with, same, tiny_module, told_of, whose
 
 from oppu.errors import OppuError, StoreError
 from oppu.store import Store
@@ -103,10 +103,11 @@ def test_a_damaged_object_is_refused(cluster_store: Store) -> None:
 def test_a_deleted_user_leaves_no_row_and_no_object(cluster_store: Store) -> None:
     for user in ("ann", "zanzibar"):
         cluster_store.put_history(user, "movie_tagging", HISTORY)
+        cluster_store.put_profiles([told_of(user)])
         cluster_store.put_module(tiny_module(), **whose(user))
         cluster_store.put_module(tiny_module(), **whose(user, task="news_headline"))
     gone = cluster_store.delete_user("zanzibar")
-    assert (gone.modules, gone.history_items) == (2, len(HISTORY))
+    assert (gone.modules, gone.history_items, gone.profiles) == (2, len(HISTORY), 1)
     assert rows_with(cluster_store, "zanzibar") == []
     assert module_folders(cluster_store) == sorted(record.location for record in cluster_store.modules("ann"))
     assert len(objects(cluster_store)) == 4

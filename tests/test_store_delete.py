@@ -6,18 +6,18 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from store_samples import HISTORY, files_with, module_folders, same, tiny_module, whose
+from store_samples import HISTORY, files_with, module_folders, same, tiny_module, told_of, whose
 
 from oppu.errors import StoreError, UnknownUserError
 from oppu.records import HistoryItem
 from oppu.store import Store
 
 _USER = "zanzibar-user"
-_SECRETS = (_USER, "walrus-secret", "walrus-replaced", "walrus-training", "walrus-title")
+_SECRETS = (_USER, "walrus-secret", "walrus-replaced", "walrus-training", "walrus-title", "walrus-profile")
 
 
 def put_secrets(store: Store) -> None:
-    """A history that was replaced once, long enough for overflow pages, and three modules in two tasks."""
+    """A history and profiles that were replaced once, with overflow pages, and three modules in two tasks."""
     for word in ("walrus-replaced", "walrus-secret"):
         items = [
             HistoryItem(id=f"{word}-{number}", fields={"text": f"{word} " * 900, "title": "walrus-title"}, time=number)
@@ -25,12 +25,15 @@ def put_secrets(store: Store) -> None:
         ]
         store.put_history(_USER, "movie_tagging", items)
     store.put_history(_USER, "news_headline", HISTORY)
+    for word in ("walrus-profile of old", "walrus-profile"):
+        store.put_profiles([told_of(_USER, f"{word} " * 900), told_of(_USER, word, "model:x")])
     for task in ("movie_tagging", "movie_tagging", "news_headline"):
         store.put_module(tiny_module(), **whose(_USER, task=task, training={"note": "walrus-training"}))
 
 
 def test_a_deleted_user_leaves_no_trace_in_any_file(folder_store: Store) -> None:
     for other in ("ann", "zoe"):
+        folder_store.put_profiles([told_of(other)])
         folder_store.put_history(other, "movie_tagging", HISTORY)
         folder_store.put_module(tiny_module(), **whose(other))
     put_secrets(folder_store)
@@ -42,9 +45,11 @@ def test_a_deleted_user_leaves_no_trace_in_any_file(folder_store: Store) -> None
     assert [(secret, found) for secret in _SECRETS if (found := files_with(folder_store.folder, secret))] == []
     assert files_with(folder_store.folder, mine[0].path.name.split("-")[0]) == []
     assert (deleted.user_id, deleted.task, deleted.modules, deleted.history_items) == (_USER, None, 3, 23)
+    assert deleted.profiles == 2
     assert deleted.size_bytes == sum(record.size_bytes for record in mine)
     assert set(deleted.paths) == {record.path for record in mine}
     assert folder_store.users() == ("ann", "zoe")
+    assert [record.user_id for record in folder_store.profiles("movie_tagging")] == ["ann", "zoe"]
     assert folder_store.history("ann", "movie_tagging") == HISTORY
     assert module_folders(folder_store) == sorted(record.location for record in kept)
     assert same(folder_store.load_module(kept[0]), tiny_module())
@@ -56,6 +61,7 @@ def test_one_task_of_a_user_is_deleted_and_the_others_stay(folder_store: Store) 
     assert (deleted.task, deleted.modules, deleted.history_items) == ("movie_tagging", 2, 20)
     assert files_with(folder_store.folder, "walrus-secret") == []
     assert files_with(folder_store.folder, "walrus-replaced") == []
+    assert files_with(folder_store.folder, "walrus-profile") == []
     assert folder_store.users("movie_tagging") == ()
     assert folder_store.history(_USER, "news_headline") == HISTORY
     (kept,) = folder_store.modules()

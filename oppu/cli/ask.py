@@ -47,6 +47,7 @@ def ask(
         int | None, typer.Option("--k", min=0, help="Use the module trained with so many items. [default: the newest]")
     ] = None,
     profile: Annotated[str | None, typer.Option("--profile", help="A textual profile, for modules with one.")] = None,
+    profiles: Profiles = None,
     plain: Annotated[bool, typer.Option("--plain", help="Ask the base without the user's module.")] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -58,6 +59,7 @@ def ask(
 
     Example: `oppu ask --store my-store --user u17 "A hacker learns that his world is a simulation."`
     """
+    from oppu.describe.stored import profiles_from
     from oppu.personalize import ask as answered
     from oppu.tasks import find_task
 
@@ -71,6 +73,7 @@ def ask(
                 task=found,
                 k=k,
                 profile=profile,
+                profiles=profiles_from(profiles) if profiles is not None else None,
                 use_module=not plain,
                 device=device,
                 dtype=dtype,
@@ -101,9 +104,9 @@ def predict(
     Example: `oppu predict --task LaMP_2M --data data/movies --store my-store --base movies --out answers.json`
     """
     from oppu.data import read_dataset
+    from oppu.describe.stored import profiles_from
     from oppu.examples import Setting
     from oppu.personalize import Plan, answer_users, base_of, find_module
-    from oppu.profiles import read_profiles
     from oppu.recipes import recipe_for
     from oppu.store.files import make_folders, os_errors, write_atomically
     from oppu.tasks import find_task
@@ -111,13 +114,14 @@ def predict(
 
     found = find_task(task)
     users = read_dataset(data, found).users
-    given = read_profiles(profiles) if profiles is not None else None
+    profiles_of = profiles_from(profiles)
     with os_errors(out.parent):
         make_folders(out.parent)
     total, done = sum(len(user.queries) for user in users), 0
     with quiet_libraries(), open_store(store, files) as opened, meter() as shown:
+        given = profiles_of(opened, found, users)
         loaded = base_of(opened, base, device=device, dtype=dtype, quantize=quantize)
-        setting = Setting(k=k, retriever=retriever, profile=given is not None, seed=seed)
+        setting = Setting(k=k, retriever=retriever, profile=profiles is not None, seed=seed)
         plan = Plan(found, recipe_for(loaded.family, found).personal, setting)
 
         def count(more: int) -> None:

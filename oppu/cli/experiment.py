@@ -2,8 +2,9 @@
 
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -15,11 +16,13 @@ from oppu.cli.options import (
     Device,
     Dtype,
     Epochs,
+    Files,
     KindName,
     Layers,
     LearningRate,
     Newest,
     Patience,
+    Profiles,
     Quantize,
     Rank,
     Seed,
@@ -31,10 +34,15 @@ from oppu.cli.options import (
     VirtualTokens,
     changed,
     changed_training,
+    open_store,
     quiet_libraries,
 )
 from oppu.cli.progress import meter
 from oppu.model.embedded import EMBEDDED
+
+if TYPE_CHECKING:
+    from oppu.records import User, UserProfile
+    from oppu.tasks import Task
 
 
 def register(app: typer.Typer) -> None:
@@ -47,12 +55,22 @@ def experiment(
     data: DataPath,
     out: Annotated[Path, typer.Option("--out", help="Folder for tables, predictions, report, bases and modules.")],
     methods: Annotated[
-        str, typer.Option("--methods", help="Some of base, random, rag, oppu, oppu+rag, separated by commas.")
+        str,
+        typer.Option(
+            "--methods",
+            help="Some of base, random, rag, oppu, oppu+rag, separated by commas; with --profiles also pag, pag+rag, "
+            "oppu+pag, oppu+pag+rag.",
+        ),
     ] = "base,random,rag,oppu,oppu+rag",
     k: Annotated[str, typer.Option("--k", help="Numbers of retrieved items, separated by commas.")] = "1",
     users: Annotated[
         int | None, typer.Option("--users", min=1, help="The users with the longest histories. [default: all]")
     ] = None,
+    profiles: Profiles = None,
+    store: Annotated[
+        str | None, typer.Option("--store", help="Where `oppu profile` put the profiles, for --profiles store.")
+    ] = None,
+    files: Files = None,
     seed: Seed = 0,
     base: BaseName = EMBEDDED,
     base_data: Annotated[
@@ -101,6 +119,7 @@ def experiment(
     dataset = read_dataset(data, found)
     if base_data is not None:
         dataset = Dataset(dataset.users, read_dataset(base_data, found).base_users)
+    given = _profiles(profiles, store, files, found, [*dataset.users, *dataset.base_users])
     recipe = recipe_for(family_of(base), found)
     personal = changed_training(
         recipe.personal,
@@ -135,6 +154,7 @@ def experiment(
             wanted,
             dataset,
             out,
+            profiles=given,
             fresh=fresh,
             command=shlex.join(["oppu", *sys.argv[1:]]),
             machine=changed(Machine(), slots=slots, tokens_per_pass=tokens_per_pass, trunk_folder=trunk),
@@ -143,6 +163,24 @@ def experiment(
         )
     Console().print(summary_table(found, cells))
     typer.echo(f"report: {out / 'report.html'}")
+
+
+def _profiles(
+    source: str | None, store: str | None, files: str | None, task: "Task", users: "Sequence[User]"
+) -> "Mapping[str, UserProfile] | None":
+    """What --profiles stands for. A run has a store of its own, so that with the profiles is named apart."""
+    from oppu.describe.stored import is_stored, profiles_from
+    from oppu.errors import ConfigError
+    from oppu.profiles import read_profiles
+
+    if source is None:
+        return None
+    if not is_stored(source):
+        return read_profiles(Path(source))
+    if store is None:
+        raise ConfigError("no store is named", where="--profiles", fix="add --store, as it was for `oppu profile`")
+    with open_store(store, files) as opened:
+        return profiles_from(source)(opened, task, users)
 
 
 def _number(text: str) -> int:

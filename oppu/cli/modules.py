@@ -140,16 +140,16 @@ def delete(
     task: Task = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Delete a user: all modules and their versions, the history and what was made from it.
+    """Delete a user: all modules and their versions, profiles, the history and what was made from it.
 
     Example: `oppu modules delete --store my-store --user u17 --yes`
     """
     with open_store(store, files) as opened:
         if not yes:
-            typer.confirm(f"Delete all modules and the history of user {user}? There is no way back", abort=True)
+            typer.confirm(f"Delete modules, profiles and history of user {user}? There is no way back", abort=True)
         gone = opened.delete_user(user, task)
     typer.echo(
-        f"deleted user {gone.user_id}: {gone.modules} modules ({gone.size_bytes:,} bytes), "
+        f"deleted user {gone.user_id}: {gone.modules} modules ({gone.size_bytes:,} bytes), {gone.profiles} profiles, "
         f"{gone.history_items} history items, and the retrieval index (kept in memory only)"
     )
 

@@ -42,8 +42,12 @@ UserId = Annotated[str, typer.Option("--user", help="A user's id.")]
 K = Annotated[int, typer.Option("--k", min=0, help="Number of retrieved history items in the prompt.")]
 RetrieverName = Annotated[str, typer.Option("--retriever", help="bm25, random or recent.")]
 Profiles = Annotated[
-    Path | None,
-    typer.Option("--profiles", help="JSON {user: profile} or JSONL; puts it into every prompt (phi_p)."),
+    str | None,
+    typer.Option(
+        "--profiles",
+        help="Textual profiles in the prompts (phi_p): `store` for those of `oppu profile` (`store:MADE` where they "
+        "were made in several ways), or a file, JSON {user: profile} or JSONL.",
+    ),
 ]
 Newest = Annotated[
     int | None, typer.Option("--newest", min=1, help="Train on the newest so many items of a history. [default: all]")

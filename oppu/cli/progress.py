@@ -28,8 +28,8 @@ class Meter:
         self._progress.update(self._bar, completed=done, total=total, speed=speed)
 
     def say(self, line: str) -> None:
-        """A line above the bars."""
-        self._progress.console.print(line, highlight=False)
+        """A line above the bars, word by word: ids may hold what rich takes for markup or emoji."""
+        self._progress.console.print(line, highlight=False, markup=False, emoji=False)
 
 
 @contextmanager

@@ -37,8 +37,8 @@ def serve(
 
     Example: `oppu serve --store my-store --base movies --port 8000`
     """
+    from oppu.describe.stored import profiles_from
     from oppu.errors import ConfigError
-    from oppu.profiles import read_profiles
     from oppu.store.opening import shown_address
     from oppu.tasks import find_task
 
@@ -58,7 +58,7 @@ def serve(
             host=host,
             port=port,
             tasks=[find_task(name) for name in task or ()],
-            profiles=read_profiles(profiles) if profiles is not None else None,
+            profiles=profiles_from(profiles),
             api_key=api_key,
             config=EngineConfig(slots=slots),
             device=device,

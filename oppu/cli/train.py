@@ -75,10 +75,10 @@ def adapt(
     """
     from oppu.adapt import AdaptConfig, adapt_into_store
     from oppu.data import read_dataset
+    from oppu.describe.stored import profiles_from
     from oppu.examples import Setting
     from oppu.model.quantize import cannot_merge
     from oppu.personalize import base_of
-    from oppu.profiles import read_profiles
     from oppu.recipes import recipe_for
     from oppu.store import Store
     from oppu.store.opening import shown_address
@@ -89,8 +89,9 @@ def adapt(
         raise cannot_merge("--quantize")
     found = find_task(task)
     users = read_dataset(data, found).base_users
-    given = read_profiles(profiles) if profiles is not None else None
+    profiles_of = profiles_from(profiles)
     with quiet_libraries(), Store(store, files) as opened, meter() as shown:
+        given = profiles_of(opened, found, users)
         loaded = base_of(opened, base, device=device, dtype=dtype)
         train = changed_training(
             recipe_for(loaded.family, found).adapt,
@@ -102,7 +103,7 @@ def adapt(
         )
         config = AdaptConfig(
             train,
-            Setting(k=k, retriever=retriever, profile=given is not None, seed=seed),
+            Setting(k=k, retriever=retriever, profile=profiles is not None, seed=seed),
             histories,
             pairs,
         )
@@ -161,11 +162,11 @@ def personalize(
     from collections import Counter
 
     from oppu.data import read_dataset
+    from oppu.describe.stored import profiles_from
     from oppu.examples import Setting
     from oppu.model.engine import Progress
     from oppu.personalize import Plan, base_of, family_in, longest_histories
     from oppu.personalize import personalize as run
-    from oppu.profiles import read_profiles
     from oppu.recipes import recipe_for
     from oppu.store import Store
     from oppu.store.opening import shown_address
@@ -176,7 +177,7 @@ def personalize(
         raise ConfigError("there are no workers without Ray", where="--ray-workers", fix="add --ray local")
     found = find_task(task)
     chosen = longest_histories(read_dataset(data, found).users, users)
-    given = read_profiles(profiles) if profiles is not None else None
+    profiles_of = profiles_from(profiles)
     counts: Counter[str] = Counter()
     tokens = 0
     with quiet_libraries(), Store(store, files) as opened, meter() as shown:
@@ -196,7 +197,7 @@ def personalize(
         plan = Plan(
             found,
             train,
-            Setting(k=k, retriever=retriever, profile=given is not None, seed=seed),
+            Setting(k=k, retriever=retriever, profile=profiles is not None, seed=seed),
             newest,
         )
 
@@ -205,6 +206,10 @@ def personalize(
             tokens += news.tokens
             shown.show("training users", sum(counts.values()), len(chosen), tokens)
 
+        given = profiles_of(opened, found, chosen)
+        if given is not None and (without := [user.id for user in chosen if user.id not in given]):
+            some = ", ".join(without[:3]) + (", ..." if len(without) > 3 else "")
+            shown.say(f"without a profile, and trained on prompts without one: {len(without)} users ({some})")
         machine = changed(Machine(), slots=slots, tokens_per_pass=tokens_per_pass, trunk_folder=trunk)
         if ray is None:
             loaded = base_of(opened, base, device=device, dtype=dtype, quantize=quantize)

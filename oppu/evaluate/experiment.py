@@ -26,7 +26,7 @@ from oppu.model.devices import AUTO, find_device, find_dtype
 from oppu.model.engine import Progress
 from oppu.model.quantize import check_quantization
 from oppu.personalize import Plan, answer_users, base_of, longest_histories, personalize
-from oppu.records import Dataset, User
+from oppu.records import Dataset, User, UserProfile
 from oppu.store import Store
 from oppu.store.files import make_folders, os_errors, write_atomically
 from oppu.tasks import Task
@@ -45,12 +45,17 @@ class Method:
 def method(name: str, k: int, seed: int) -> Method:
     """A method of the paper's tables by its name; ConfigError for an unknown one."""
     retrieval = Setting(k=k, seed=seed)
+    profile, both = Setting(profile=True, seed=seed), Setting(k=k, profile=True, seed=seed)
     methods = {
         "base": Method(PLAIN, PLAIN, False),
         "random": Method(Setting(k=k, retriever="random", seed=seed), retrieval, False),
         "rag": Method(retrieval, retrieval, False),
         "oppu": Method(PLAIN, PLAIN, True),
         "oppu+rag": Method(retrieval, retrieval, True),
+        "pag": Method(profile, profile, False),
+        "pag+rag": Method(both, both, False),
+        "oppu+pag": Method(profile, profile, True),
+        "oppu+pag+rag": Method(both, both, True),
     }
     if name not in methods:
         raise ConfigError(f"unknown method '{name}'", where="--methods", fix=f"use some of: {', '.join(methods)}")
@@ -104,25 +109,31 @@ def run(
     dataset: Dataset,
     out: Path,
     *,
+    profiles: Mapping[str, UserProfile] | None = None,
     fresh: bool = False,
     command: str = "",
     machine: Machine | None = None,
     device: str = AUTO,
     on_stage: Callable[[Stage], None] = lambda _: None,
 ) -> tuple[Cell, ...]:
-    """Run every method that is not finished yet; write results.json, predictions/ and report.html; return the cells."""
+    """Run every method that is not finished yet; write results.json, predictions/ and report.html; return the cells.
+
+    `profiles`: what may be shown of users and held-out users, for the methods with a profile.
+    """
     users = longest_histories(dataset.users, experiment.users)
     unlabelled = [q.id for user in users for q in user.queries if q.gold is None]
     if unlabelled:
         raise DataError([f"query {name} has no label" for name in unlabelled], fix="an experiment needs every answer")
     columns = experiment.columns()  # first, so that an unknown method costs nothing
+    if profiles is None and (needing := [name for name, k in columns if method(name, k, 0).setting.profile]):
+        raise ConfigError(f"{needing[0]} shows profiles, and there are none", where="--methods", fix="give --profiles")
     find_dtype(experiment.dtype, find_device(device))
     if experiment.quantize is not None:
         check_quantization(experiment.quantize)
-    _prepare(out, _run_fingerprint(experiment, users, dataset.base_users), fresh)
+    _prepare(out, _run_fingerprint(experiment, users, dataset.base_users, profiles), fresh)
     finished = {(cell.method, cell.k): cell for cell in read_cells(out)}
     with Store(out / "store") as store:
-        bench = _Bench(experiment, dataset.base_users, store, machine or Machine(), device, on_stage)
+        bench = _Bench(experiment, dataset.base_users, profiles, store, machine or Machine(), device, on_stage)
         for name, k in columns:
             if (name, k) not in finished:
                 finished[name, k] = bench.cell(name, k, users)
@@ -141,6 +152,7 @@ class _Bench:
 
     experiment: Experiment
     base_users: Sequence[User]
+    profiles: Mapping[str, UserProfile] | None
     store: Store
     machine: Machine
     device: str
@@ -163,7 +175,7 @@ class _Bench:
             self.on_stage(Stage(f"{name} k={k}: answers", answered, sum(len(user.queries) for user in users)))
 
         outputs = answer_users(
-            base, plan, users, self.store if wanted.personal else None, machine=self.machine, on_done=count
+            base, plan, users, self.store if wanted.personal else None, self.profiles, self.machine, count
         )
         predictions = tuple(
             Prediction(user.id, query.id, str(query.gold), output)
@@ -182,7 +194,7 @@ class _Bench:
             self.on_stage(Stage(stage, done, len(users), tokens))
 
         curves: dict[str, tuple[float, ...]] = {}
-        for result in personalize(self.store, base, plan, users, machine=self.machine, on_progress=progress):
+        for result in personalize(self.store, base, plan, users, self.profiles, self.machine, progress):
             done += 1
             if result.status == "failed":  # the base's answers in its place would spoil the comparison
                 raise ModelError(result.reason)
@@ -212,21 +224,37 @@ class _Bench:
         def progress(done: int, total: int, tokens: int) -> None:
             self.on_stage(Stage(f"adapting the base ({config.setting.name})", done, total, tokens))
 
-        task, users = self.experiment.task, self.base_users
-        return adapt_into_store(self.store, base, task, users, config, machine=self.machine, on_progress=progress)
+        return adapt_into_store(
+            self.store,
+            base,
+            self.experiment.task,
+            self.base_users,
+            config,
+            profiles=self.profiles,
+            machine=self.machine,
+            on_progress=progress,
+        )
 
 
 def _baseline(name: str, predictions: Sequence[Prediction]) -> Cell:
     return Cell(name, 0, tuple(predictions), 0.0)
 
 
-def _run_fingerprint(experiment: Experiment, users: Sequence[User], base_users: Sequence[User]) -> str:
+def _run_fingerprint(
+    experiment: Experiment,
+    users: Sequence[User],
+    base_users: Sequence[User],
+    profiles: Mapping[str, UserProfile] | None,
+) -> str:
     """Over what decides the numbers of every cell; the choice of methods and of k decides which cells there are."""
     config = asdict(replace(experiment, methods=(), k=(), task=None))  # type: ignore[arg-type]
     parts = [__version__, experiment.task.model_dump_json(), json.dumps(config, sort_keys=True, default=str)]
     digest = hashlib.sha256("\n".join(parts).encode())
     for user in (*users, *base_users):
         digest.update(json.dumps(asdict(user), sort_keys=True).encode())
+        if profiles is not None and (profile := profiles.get(user.id)) is not None:
+            told = profile if isinstance(profile, str) else [asdict(each) for each in profile]
+            digest.update(json.dumps(told, sort_keys=True).encode())
     return digest.hexdigest()
 
 

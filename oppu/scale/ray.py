@@ -22,7 +22,7 @@ from oppu.errors import ConfigError, OppuError
 from oppu.model.devices import AUTO
 from oppu.model.engine import Progress
 from oppu.personalize import Personalized, Plan, base_of, longest_histories, personalize
-from oppu.records import User
+from oppu.records import User, UserProfile
 from oppu.scale.cluster import Cluster, Team, addresses, connected
 from oppu.scale.dispatcher import Dispatcher, News
 from oppu.scale.ledger import Lost
@@ -65,7 +65,7 @@ class Work:
     base: str
     """As `base_of` takes it."""
     plan: Plan
-    profiles: Mapping[str, str] | None = None
+    profiles: Mapping[str, UserProfile] | None = None
     machine: Machine | None = None
     """Slots and tokens per pass of each worker."""
     device: str = AUTO

@@ -9,7 +9,7 @@ import hmac
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +24,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from oppu import __version__
+from oppu.describe.stored import ProfilesOf
 from oppu.errors import ConfigError, OppuError
 from oppu.model.devices import AUTO
 from oppu.personalize import base_of
@@ -181,7 +182,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     tasks: Iterable[Task] = (),
-    profiles: Mapping[str, str] | None = None,
+    profiles: ProfilesOf | None = None,
     api_key: str | None = None,
     config: EngineConfig | None = None,
     device: str = AUTO,

@@ -6,18 +6,19 @@ retrieval indexes are kept, each for as long as the history is the one that it w
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from jinja2 import TemplateError
 
+from oppu.describe.stored import ProfilesOf
 from oppu.errors import UnknownUserError
 from oppu.examples import PLAIN, HistoryIndex, Setting, query_example
 from oppu.model.base import Base
 from oppu.model.tokens import encode
 from oppu.personalize import task_of
-from oppu.records import HistoryItem, Query
+from oppu.records import HistoryItem, Query, User, UserProfile
 from oppu.serve.engine import Choice, Generation
 from oppu.serve.errors import ApiError, model_not_found
 from oppu.serve.sampling import Sampling
@@ -46,13 +47,13 @@ class Asker:
     """Knows the base, the store and the tasks. Threads may share it."""
 
     def __init__(
-        self, store: Store, base: Base, tasks: Iterable[Task] = (), profiles: Mapping[str, str] | None = None
+        self, store: Store, base: Base, tasks: Iterable[Task] = (), profiles: ProfilesOf | None = None
     ) -> None:
-        """`profiles`: textual profiles by user, for modules trained with them."""
+        """`profiles`: for modules that were trained with textual profiles; looked up anew for every request."""
         self.base = base
         self.tasks = {task.name: task for task in tasks}
         self._store = store
-        self._profiles = profiles or {}
+        self._profiles = profiles
         self._indexes: OrderedDict[tuple[str, str, Setting], HistoryIndex] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -106,7 +107,8 @@ class Asker:
         history = self._store.history(user, task.name) if user is not None else ()
         index = self._index(user or "", task, history, setting)
         query = Query("question", text, task.fields_of(text))
-        example = query_example(index, user or "", query, self._profiles.get(user or ""))
+        profile = self._profile(user, task, history) if setting.profile else None
+        example = query_example(index, user or "", query, profile)
         max_tokens = min(_max_tokens(module), self.base.max_tokens)
         if task.kind != "text":
             prompt = encode(self.base.tokenizer, [example], max_tokens, answers=False)[0]
@@ -116,6 +118,12 @@ class Asker:
         # as `predict.generate` does it: an answer is one line
         work = Generation(module, tokens, limit, _sampling(request), ("\n", *request.stops), strip=True)
         return Asked(work, len(tokens), example.retrieved)
+
+    def _profile(self, user: str | None, task: Task, history: tuple[HistoryItem, ...]) -> UserProfile | None:
+        """What may be shown of the user."""
+        if user is None or self._profiles is None:
+            return None
+        return (self._profiles(self._store, task, [User(user, history)]) or {}).get(user)
 
     def _user_of(self, model: str) -> str | None:
         """The user whom a model's name names; None for the base."""

@@ -2,7 +2,7 @@
 
 from oppu.store.files import write_atomically
 from oppu.store.modules import NewModule
-from oppu.store.records import BaseRecord, Deleted, ModuleRecord
+from oppu.store.records import BaseRecord, Deleted, ModuleRecord, ProfileRecord
 from oppu.store.store import Store
 
-__all__ = ["BaseRecord", "Deleted", "ModuleRecord", "NewModule", "Store", "write_atomically"]
+__all__ = ["BaseRecord", "Deleted", "ModuleRecord", "NewModule", "ProfileRecord", "Store", "write_atomically"]

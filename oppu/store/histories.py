@@ -61,7 +61,7 @@ def history(database: Database, user_id: str, task: str) -> tuple[HistoryItem, .
 def users(
     database: Database, task: str | None = None, after: str | None = None, limit: int | None = None
 ) -> tuple[str, ...]:
-    """Everyone with a history or a module, in the task if one is given, in the order of their ids; or some of them."""
+    """Everyone known, in the task if one is given, in the order of their ids; or some of them."""
     query = select(USERS.c.user_id).where(USERS.c.deleting.is_(False)).distinct().order_by(USERS.c.user_id)
     if task is not None:
         query = query.where(USERS.c.task == task)
@@ -72,7 +72,7 @@ def users(
 
 
 def knows(database: Database, user_id: str, task: str | None = None) -> bool:
-    """Whether the user has a history or a module, in the task if one is given."""
+    """Whether the user has a history, a profile or a module, in the task if one is given."""
     query = select(USERS.c.task).where(USERS.c.user_id == user_id, USERS.c.deleting.is_(False)).limit(1)
     if task is not None:
         query = query.where(USERS.c.task == task)

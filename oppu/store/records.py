@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from oppu.records import Profile
+
 
 @dataclass(frozen=True, slots=True)
 class ModuleRecord:
@@ -45,6 +47,26 @@ class BaseRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class ProfileRecord:
+    """A user's profiles in a task, made in one way, and what they were made from."""
+
+    user_id: str
+    task: str
+    made: str
+    """`count`, or `model:` or `api:` and the model's name."""
+    how: str
+    """Digest over what decided them besides the items: prompt, model, number of profiles."""
+    items_digest: str
+    """Over the items, word by word."""
+    item_ids: tuple[str, ...]
+    """Of these items, oldest first."""
+    profiles: tuple[Profile, ...]
+    """Along the history, oldest first."""
+    created: str = ""
+    """UTC, ISO 8601; the store says it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Deleted:
     """What a deletion removed."""
 
@@ -58,3 +80,5 @@ class Deleted:
     """Of the module files."""
     paths: tuple[Path | str, ...]
     """The modules' folders, which are gone."""
+    profiles: int = 0
+    """Rows of textual profiles."""

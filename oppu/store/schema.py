@@ -36,6 +36,15 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX users_of_a_task ON users (task, user_id)",
         "CREATE INDEX users_being_deleted ON users (user_id) WHERE deleting",
     ),
+    (
+        # a row for each way of making a user's profiles: which items, made how, and the texts along the history
+        """CREATE TABLE profiles (
+            user_id TEXT NOT NULL, task TEXT NOT NULL, made TEXT NOT NULL, created TEXT NOT NULL,
+            how TEXT NOT NULL, items_digest TEXT NOT NULL, item_ids TEXT NOT NULL, texts TEXT NOT NULL,
+            PRIMARY KEY (user_id, task, made),
+            FOREIGN KEY (user_id, task) REFERENCES users (user_id, task))""",
+        "CREATE INDEX profiles_of_a_task ON profiles (task, made, user_id)",
+    ),
 )
 
 _METADATA = MetaData()
@@ -77,6 +86,18 @@ MODULES = Table(
     Column("sha256", Text, nullable=False),
     Column("path", Text, nullable=False),
     Column("training", Text, nullable=False),
+)
+PROFILES = Table(
+    "profiles",
+    _METADATA,
+    Column("user_id", Text, primary_key=True),
+    Column("task", Text, primary_key=True),
+    Column("made", Text, primary_key=True),
+    Column("created", Text, nullable=False),
+    Column("how", Text, nullable=False),
+    Column("items_digest", Text, nullable=False),
+    Column("item_ids", Text, nullable=False),
+    Column("texts", Text, nullable=False),
 )
 BASES = Table(
     "bases",

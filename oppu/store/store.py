@@ -2,7 +2,7 @@
 
 On one machine it is a folder:
 
-    oppu.db     SQLite: users, histories, one row per module version, bases, notes of puts under way
+    oppu.db     SQLite: users, histories, profiles, one row per module version, bases, notes of puts under way
     modules/    <3 hex>/<32 hex of sha256(user id)>-<16 hex>/: two files in PEFT's format
     bases/      base models, written by others
 
@@ -18,12 +18,12 @@ from typing import Any, Self
 from oppu.errors import StoreError
 from oppu.model.module import Module
 from oppu.records import HistoryItem
-from oppu.store import bases, deletion, histories, modules, notes, transfer
+from oppu.store import bases, deletion, histories, modules, notes, profiles, transfer
 from oppu.store.database import Database
 from oppu.store.leftovers import settle_old_work_folders
 from oppu.store.modules import NewModule
 from oppu.store.opening import Opened, opened
-from oppu.store.records import BaseRecord, Deleted, ModuleRecord
+from oppu.store.records import BaseRecord, Deleted, ModuleRecord, ProfileRecord
 
 _OPENING_WAIT_MS = 200
 
@@ -103,12 +103,28 @@ class Store:
         return histories.history(self._database, user_id, task)
 
     def users(self, task: str | None = None, *, after: str | None = None, limit: int | None = None) -> tuple[str, ...]:
-        """Everyone with a history or a module (in the task), sorted; or at most `limit` of those behind `after`."""
+        """Everyone of whom there is anything (in the task), sorted; or at most `limit` of those behind `after`."""
         return histories.users(self._database, task, after, limit)
 
     def knows(self, user_id: str, task: str | None = None) -> bool:
-        """Whether the user has a history or a module (in the task)."""
+        """Whether the user has a history, a profile or a module (in the task)."""
         return histories.knows(self._database, user_id, task)
+
+    # what is told of them
+
+    def put_profiles(self, records: Sequence[ProfileRecord]) -> None:
+        """Keeps profiles, each record in place of that of its user, task and way; one transaction, all or none."""
+        profiles.put_profiles(self._database, records)
+
+    def profiles(
+        self, task: str, made: str | None = None, users: Sequence[str] | None = None
+    ) -> tuple[ProfileRecord, ...]:
+        """The profiles of a task (made in this way, of these users), by user and way."""
+        return profiles.profiles(self._database, task, made, users)
+
+    def ways_of_profiles(self, task: str) -> tuple[str, ...]:
+        """In which ways the profiles of a task were made: every `ProfileRecord.made`."""
+        return profiles.ways(self._database, task)
 
     # what is personal
 
@@ -189,7 +205,7 @@ class Store:
         return self.put_module(module, **known)
 
     def delete_user(self, user_id: str, task: str | None = None) -> Deleted:
-        """Removes every module version and the history of the user (in the task), so that no file or row is left.
+        """Removes every module version, profile and history of the user (in the task), so that no file or row is left.
 
         Retrieval indexes need no removal: they are made in memory from the history and never stored. Text is wiped
         from the database and its log too. Killed half-way, the user is hidden, and the next opening goes on.

@@ -78,6 +78,7 @@ NEWS_CATEGORIZE = Task(
         "Look at the following past articles this journalist has written and determine the most popular category they "
         "write in. Answer in the following form: most popular category: <category>. User History: {history} Answer:"
     ),
+    profile_count="most popular category: {most_common}",
     paper=Hyperparameters(epochs=3, batch_size=16),
 )
 
@@ -95,6 +96,7 @@ MOVIE_TAGGING = Task(
         "Look at the following past movies this user has watched and determine the most popular tag they labeled. "
         "Answer in the following form: most popular tag: <tag>. User History: {history} Answer:"
     ),
+    profile_count="most popular tag: {most_common}",
     paper=Hyperparameters(epochs=3, batch_size=4),
 )
 
@@ -112,6 +114,9 @@ PRODUCT_RATING = Task(
         "Based on this user's past reviews, what are the most common scores they give for positive and negative "
         "reviews? Answer in the following form: most common positive score: <most common positive score>, most common "
         "negative score: <most common negative score>. User History: {history} Answer:"
+    ),
+    profile_count=(
+        "most common positive score: {most_common_positive}, most common negative score: {most_common_negative}"
     ),
     paper=Hyperparameters(epochs=3, batch_size=3),
 )

@@ -95,6 +95,9 @@ class Task(BaseModel):
     """Regular expression with named groups that cuts a benchmark question into fields; empty: own data only."""
     profile_prompt: Template = ""
     """Appendix J's prompt for a textual profile, with `{history}`."""
+    profile_count: Template = Field(default="", exclude=True)
+    """The profile as a count: text with {most_common}, or of a rating {most_common_positive} and
+    {most_common_negative}; empty: a model is asked. Not in dumps: what prompts show is in every fingerprint anyway."""
     max_item_words: int = Field(default=768, gt=0)
     """Words of a field of the question or training item; longer ones are cut."""
     max_shown_words: int = Field(default=368, gt=0)
@@ -124,6 +127,10 @@ class Task(BaseModel):
             raise ValueError("labels must differ from each other")
         if self.kind == "rating" and not all(_is_number(label) for label in self.labels):
             raise ValueError("the labels of a rating task must be numbers")
+        counted = template_fields(self.profile_count)
+        if self.profile_count and (not counted or counted - _countable(self.kind)):
+            allowed = ", ".join(sorted(_countable(self.kind))) or "nothing, for there are no labels to count"
+            raise ValueError(f"a profile_count of a {self.kind} task names some of: {allowed}")
         if self.prompt and not template_fields(self.prompt):
             raise ValueError("the prompt names no field of the question, such as {input}")
         return self
@@ -163,6 +170,12 @@ class Task(BaseModel):
         return " ".join(fields[name] for name in self.search_fields if fields.get(name))
 
 
+def _countable(kind: Kind) -> frozenset[str]:
+    """What a `profile_count` may name; see oppu/profiles/count.py."""
+    of_ratings = {"most_common_positive", "most_common_negative"} if kind == "rating" else set()
+    return frozenset(of_ratings | ({"most_common"} if kind != "text" else set()))
+
+
 def _is_number(text: str) -> bool:
     try:
         float(text)
@@ -187,6 +200,8 @@ def task_from_toml(path: Path) -> Task:
 def task_to_toml(task: Task) -> str:
     """The task as a TOML file that `task_from_toml` reads as an equal task; what is left out has its default."""
     values = task.model_dump(mode="json", exclude_defaults=True, exclude={"history", "paper"})
+    if task.profile_count:
+        values["profile_count"] = task.profile_count
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
     for form in task.history:
         lines += ["", "[[history]]"]

@@ -1,4 +1,4 @@
-"""Textual profiles s_u (section 2.2) from a file: one text for each user.
+"""A file of textual profiles: one text for each user.
 
 `.json` holds one object {user: text}; `.jsonl` holds one {"user": ..., "profile": ...} per line. All problems of a
 file are reported together, and a file with a problem gives no profile at all.
