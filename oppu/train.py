@@ -44,11 +44,10 @@ class TrainConfig:
     module: ModuleConfig = field(default_factory=LoraConfig)
     """Kind and shape of the module; for LoRA, the largest rank that a user may have."""
     top_layers: int | None = None
-    """Modules on the top so many layers alone; None: on all. # the paper has them on all"""
-
+    """Modules on the top so many layers alone; None: on all, as in the paper."""
     patience: int | None = None
     """Early stop: a user is done when the loss on held-out items has not fallen for so many epochs, and keeps the
-    module of the best epoch; None: never. # the paper trains a fixed number of epochs"""
+    module of the best epoch; None: never, as in the paper."""
     held_out: float = 0.1
     """Share of a user's items, the newest, that are kept for early stop instead of trained on; at least one."""
 

@@ -57,7 +57,7 @@ class Settings:
     task: str | None = option("A task's name or TOML file. [default: the two simulated sample tasks]", None)
     data: Path | None = option("Folder or file with the users' histories; with --task.", None)
     base: str | None = option("Base model: the embedded one, a folder, or a name on the hub. [default: embedded]", None)
-    scale: str = option("small: a few minutes on two cores; paper: the sizes of Figure 8.", "small")
+    scale: str = option("small: for two cores; paper: the sizes of Figure 8.", "small")
     items: tuple[int, ...] | None = option("Numbers of history items. [default: the scale's]", None, least=1)
     tokens: tuple[int, ...] | None = option(
         "Numbers of tokens per item, counted as the paper does, between spaces. [default: the scale's]", None, least=1
