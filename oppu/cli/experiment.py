@@ -66,6 +66,14 @@ def experiment(
     users: Annotated[
         int | None, typer.Option("--users", min=1, help="The users with the longest histories. [default: all]")
     ] = None,
+    develop: Annotated[
+        int | None,
+        typer.Option(
+            "--develop",
+            min=1,
+            help="To choose settings: ask so many held-out users, adapt on the others, and leave the test users alone.",
+        ),
+    ] = None,
     profiles: Profiles = None,
     store: Annotated[
         str | None, typer.Option("--store", help="Where `oppu profile` put the profiles, for --profiles store.")
@@ -106,7 +114,7 @@ def experiment(
 
     Example: `oppu experiment --task news_categorize --data data/news --users 20 --k 1 --out runs/out/news`
     """
-    from oppu.data import read_dataset
+    from oppu.data import development_set, read_dataset
     from oppu.evaluate.experiment import Experiment, run
     from oppu.evaluate.summary import summary_table
     from oppu.model.base import family_of
@@ -119,6 +127,8 @@ def experiment(
     dataset = read_dataset(data, found)
     if base_data is not None:
         dataset = Dataset(dataset.users, read_dataset(base_data, found).base_users)
+    if develop is not None:
+        dataset = development_set(dataset, develop)
     given = _profiles(profiles, store, files, found, [*dataset.users, *dataset.base_users])
     recipe = recipe_for(family_of(base), found)
     personal = changed_training(

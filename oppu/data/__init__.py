@@ -3,6 +3,7 @@
 All formats become the same `records.Dataset`. Whatever is wrong in the files is listed whole; nothing is half-loaded.
 """
 
+from oppu.data.develop import development_set
 from oppu.data.download import download_lamp, progress_bar
 from oppu.data.read import Checked, check, named_task, read_dataset
 from oppu.data.statistics import GroupStatistics, Statistics, statistics, statistics_table
@@ -12,6 +13,7 @@ __all__ = [
     "GroupStatistics",
     "Statistics",
     "check",
+    "development_set",
     "download_lamp",
     "named_task",
     "progress_bar",
