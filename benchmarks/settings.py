@@ -1,25 +1,29 @@
-"""Modules on the upper layers alone: how much of the gain do they keep?
+"""Settings of modules, tried on held-out users alone, so that no test question takes part in a choice.
 
-If they kept nearly all of it, the frozen layers below could be computed once per history item. Chosen and measured on
-held-out users alone: the base is adapted on the other base users; the held-out ones are joined by their most frequent
-label into users with histories of useful length; each one's newest two items and the question are kept for testing.
+The base is adapted on the other base users; each held-out user's newest two items and the question are kept for
+testing. In a task of labels `--longest N` joins users of the same most frequent label into users with histories of
+about N items, where those of one user are too short to say anything. `--what rates`: learning rates and epochs;
+`--what layers`: modules on the upper layers alone, where the frozen layers below could be computed once per item.
 
-NLL is the mean negative log likelihood of the right label among the task's labels. The gain kept is that of NLL,
-relative to modules on the query and value projections of all layers. The cost counts layers: a forward and a backward
+NLL is the mean negative log likelihood of the right label among the task's labels, or of a token of the right text. The
+gain kept is that of NLL, relative to modules on the query and value projections of all layers. The cost counts layers: a forward and a backward
 of every layer for full modules; for the top N, the layers below once per item and those above in every epoch. `--ways`
 tries some of the ways alone, by their numbers in the list.
 
-    python benchmarks/layers.py --data DATA --task news_categorize --folder runs/out/layers
+    python benchmarks/settings.py --what rates --data DATA --task citation --folder runs/out/settings
+    python benchmarks/settings.py --what layers --longest 40 --data DATA --task news_categorize --folder runs/out/settings
 """
 
 import argparse
 import json
+import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
 from transformers.utils import logging
 
 from oppu.adapt import AdaptConfig, adapt_into_store
@@ -27,6 +31,7 @@ from oppu.data import read_dataset
 from oppu.examples import query_examples, training_examples
 from oppu.model.bank import Bank
 from oppu.model.base import Base, load_base
+from oppu.model.forward import answer_log_probs, rows_of
 from oppu.model.kinds import LoraConfig
 from oppu.model.tokens import encode
 from oppu.personalize import longest_histories
@@ -52,10 +57,20 @@ class Way:
     targets: tuple[str, ...] = QV
     rank: int = 8
     learning_rate: float = 3e-3
+    epochs: int = 3
 
 
-WAYS = (
-    Way("no module", 0),
+NONE = Way("no module", 0)
+RATES = (
+    NONE,
+    *(
+        Way(f"{rate:g}, {epochs} epochs", learning_rate=rate, epochs=epochs)
+        for epochs in (3, 6)
+        for rate in (3e-3, 1e-3, 3e-4, 1e-2)
+    ),
+)
+LAYERS = (
+    NONE,
     Way("all layers, query and value"),
     Way("all layers, query and value, 1e-2", learning_rate=1e-2),
     Way("top 10, query and value", 10),
@@ -72,30 +87,34 @@ WAYS = (
 
 @dataclass(frozen=True)
 class Trial:
-    """A joined user: what is trained on, and what is asked, with the right labels."""
+    """A user, or several joined: what is trained on, and what is asked, with the right answers."""
 
     name: str
     train: tuple[Example, ...]
     test: tuple[Example, ...]
-    right: tuple[int, ...]
 
 
-def trials_of(task: Task, users: Sequence[User], longest: int) -> list[Trial]:
-    """Users of the same most frequent label, joined until they have `longest` training items."""
+def trials_of(task: Task, users: Sequence[User], longest: int | None) -> list[Trial]:
+    """Each user; with `longest`, users of the same most frequent label joined until they have so many items."""
     groups: dict[str, list[User]] = defaultdict(list)
     for user in users:
-        labels = Counter(e.answer for e in training_examples(task, user)[:-2])
-        groups[str(labels.most_common(1)[0][0])].append(user)
+        labels = Counter(e.answer for e in training_examples(task, user)[:-2]) if longest else Counter()
+        groups[str(labels.most_common(1)[0][0]) if longest else user.id].append(user)
     found = []
     for label, members in sorted(groups.items()):
-        for number, part in enumerate(joined(members, longest)):
+        for number, part in enumerate(joined(members, longest or 1)):
             items = [training_examples(task, user) for user in part]
-            asked = [e for user in part for e in query_examples(task, user)]
-            test = [e for listed in items for e in listed[-2:]] + [e for e in asked if e.answer is not None]
-            right = [task.labels.index(str(e.answer)) for e in test]
-            train = [e for listed in items for e in listed[:-2]]
-            found.append(Trial(f"{label} {number}", tuple(train), tuple(test), tuple(right)))
+            newest = [e for listed in items for e in listed[-2:] if is_question(task, e)]
+            asked = [e for user in part for e in query_examples(task, user) if e.answer is not None]
+            test = newest + asked
+            train = [e for listed in items for e in listed if e not in newest]
+            found.append(Trial(f"{label} {number}", tuple(train), tuple(test)))
     return found
+
+
+def is_question(task: Task, example: Example) -> bool:
+    """Whether a history item asks what the task asks; a paper's abstract and a tweet do not."""
+    return bool(example.prompt) if task.kind == "text" else example.answer in task.labels
 
 
 def joined(users: Sequence[User], longest: int) -> Iterator[list[User]]:
@@ -110,7 +129,7 @@ def joined(users: Sequence[User], longest: int) -> Iterator[list[User]]:
         yield group
 
 
-def measure(way: Way, base: Base, task: Task, trials: Sequence[Trial], epochs: int) -> dict[str, float]:
+def measure(way: Way, base: Base, task: Task, trials: Sequence[Trial]) -> dict[str, float]:
     """Quality and time of one way."""
     layers = base.model.config.num_hidden_layers
     top = layers if way.layers is None else way.layers
@@ -119,7 +138,7 @@ def measure(way: Way, base: Base, task: Task, trials: Sequence[Trial], epochs: i
         module=LoraConfig(way.rank, way.rank, targets=way.targets),
         top_layers=top if 0 < top < layers else None,
         learning_rate=way.learning_rate,
-        epochs=epochs,
+        epochs=way.epochs,
     )
     bank = Bank(base.model, config.module_for(base), len(trials))
     started = time.perf_counter()
@@ -130,18 +149,31 @@ def measure(way: Way, base: Base, task: Task, trials: Sequence[Trial], epochs: i
             bank.load(slot, done[trial.name])
     seconds = time.perf_counter() - started
     questions = [Question(s if way.layers != 0 else -1, e) for s, trial in enumerate(trials) for e in trial.test]
-    with bank.attach():
-        scores = score_labels(base, task, questions).log_softmax(-1)
-    right = [label for trial in trials for label in trial.right]
-    chosen = scores.argmax(-1).tolist()
-    nll = -sum(float(line[label]) for line, label in zip(scores, right, strict=True)) / len(right)
+    with bank.attach(), torch.inference_mode():
+        quality = token_quality(base, questions) if task.kind == "text" else label_quality(base, task, questions)
     return {
-        "accuracy": sum(a == b for a, b in zip(chosen, right, strict=True)) / len(right),
-        "nll": nll,
+        **quality,
         "seconds": seconds,
-        "questions": len(right),
-        "cost": ((layers - top if 0 < top < layers else 0) + 2 * top * epochs) / (2 * layers * epochs),
+        "questions": len(questions),
+        "cost": ((layers - top if 0 < top < layers else 0) + 2 * top * way.epochs) / (2 * layers * way.epochs),
     }
+
+
+def label_quality(base: Base, task: Task, questions: Sequence[Question]) -> dict[str, float]:
+    """Accuracy, and NLL of the right label."""
+    scores = score_labels(base, task, questions).log_softmax(-1)
+    right = [task.labels.index(str(question.example.answer)) for question in questions]
+    found = [(int(line.argmax()) == label, float(line[label])) for line, label in zip(scores, right, strict=True)]
+    return {"accuracy": sum(hit for hit, _ in found) / len(found), "nll": -sum(score for _, score in found) / len(found)}
+
+
+def token_quality(base: Base, questions: Sequence[Question]) -> dict[str, float]:
+    """NLL of a token of the right texts; there is no accuracy."""
+    log_probs = []
+    for question in questions:
+        (encoded,) = encode(base.tokenizer, [question.example], 2048)
+        log_probs.append(answer_log_probs(base.model, list(rows_of(question.slot, [encoded], 2048))))
+    return {"accuracy": math.nan, "nll": -float(torch.cat(log_probs).mean())}
 
 
 def main() -> None:
@@ -151,34 +183,35 @@ def main() -> None:
     parser.add_argument("--task", default="news_categorize")
     parser.add_argument("--folder", type=Path, required=True, help="for the adapted base and the figures")
     parser.add_argument("--held-out", type=int, default=50, help="held-out users: those with the longest histories")
-    parser.add_argument("--longest", type=int, default=40, help="training items of a joined user, about")
+    parser.add_argument("--what", choices=("rates", "layers"), default="rates")
+    parser.add_argument("--longest", type=int, help="join users until they have so many items [default: they stay alone]")
     parser.add_argument("--pairs", type=int, default=400, help="to adapt the base on")
-    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--ways", help="numbers, separated by commas, beside 0 and 1 [default: all]")
     options = parser.parse_args()
     logging.disable_progress_bar()
     task = find_task(options.task)
     everyone = read_dataset(options.data / task.name, task).base_users
-    held_out = longest_histories(everyone, options.held_out)
+    held_out = [user for user in longest_histories(everyone, options.held_out) if len(user.history) > 2]  # two to ask
     others = [user for user in everyone if user not in held_out]
     with Store(options.folder) as store:
         plain = load_base()
         config = AdaptConfig(recipe_for(plain.family, task).adapt, pairs=options.pairs)
         base = adapt_into_store(store, plain, task, others, config, machine=Machine(1))
     trials = trials_of(task, held_out, options.longest)
-    print(task.name, len(trials), "joined users with", [len(trial.train) for trial in trials], "items", flush=True)
-    kept = options.folder / f"{task.name}.jsonl"
+    print(task.name, len(trials), "users with", [len(trial.train) for trial in trials], "items", flush=True)
+    ways = RATES if options.what == "rates" else LAYERS
+    kept = options.folder / f"{task.name}-{options.what}.jsonl"
     lines = kept.read_text(encoding="utf-8").splitlines() if kept.exists() else []
     found = {line["name"]: line for line in map(json.loads, lines)}
-    wanted = {0, 1, *map(int, options.ways.split(","))} if options.ways else set(range(len(WAYS)))
-    for way in (way for number, way in enumerate(WAYS) if number in wanted):
+    wanted = {0, 1, *map(int, options.ways.split(","))} if options.ways else set(range(len(ways)))
+    for way in (way for number, way in enumerate(ways) if number in wanted):
         if way.name not in found:
-            found[way.name] = asdict(way) | measure(way, base, task, trials, options.epochs)
+            found[way.name] = asdict(way) | measure(way, base, task, trials)
             with kept.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(found[way.name]) + "\n")
         line = found[way.name]
-        none = found[WAYS[0].name]["nll"]
-        full = found.get(WAYS[1].name, line)["nll"]
+        none = found[ways[0].name]["nll"]
+        full = found.get(ways[1].name, line)["nll"]
         gain = (none - line["nll"]) / (none - full) if none != full else 0.0
         print(
             f"{way.name:32} accuracy {line['accuracy']:.3f}  NLL {line['nll']:.3f}  gain kept {gain:6.0%}  "
