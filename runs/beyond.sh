@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# What the paper leaves open: eight studies, and the power of Table 1.
+source "$(dirname "$0")/common.sh"
+for name in staleness items conflicts cohorts users bias finetuning; do
+  study "$name" news_categorize --users "$users" --adapt-pairs "$pairs"
+done
+"$OPPU" study tasks --task news_categorize,news_headline --data "$DATA/news_categorize,$DATA/news_headline" --base "$BASE" \
+  --users "$users" --newest "$items" --adapt-pairs "$pairs" --out "$OUT/tasks"
+for file in "$OUT"/table1/*/results.json; do
+  [ -f "$file" ] || continue
+  run=$(dirname "$file")
+  "$OPPU" study power --run "$run" --out "$OUT/power-$(basename "$run")"
+done

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Table 1: thirteen columns, seven tasks. `runs/table1.sh [TASK...]`; settings: see runs/README.md.
+source "$(dirname "$0")/common.sh"
+tasks=("$@")
+[ ${#tasks[@]} -gt 0 ] || tasks=(citation news_categorize movie_tagging product_rating news_headline scholarly_title tweet_paraphrase)
+if [ "$SCALE" = full ]; then # all at once, with a joint report
+  [ ${#tasks[@]} -gt 1 ] || DATA=$DATA/${tasks[0]}
+  "$OPPU" experiment --task "$(IFS=,; echo "${tasks[*]}")" --data "$DATA" --base "$BASE" --methods all --users 100 \
+    --seeds 0,1,2 --out "$OUT/table1"
+  exit
+fi
+for task in "${tasks[@]}"; do # each within two hours: users, items and pairs by the length of its prompts
+  case $task in
+    citation) size=(--users 40 --newest 30 --adapt-pairs 300) ;;
+    news_categorize) size=(--users 14 --newest 30 --adapt-pairs 400) ;;
+    movie_tagging) size=(--adapt-pairs 300) ;;
+    product_rating) size=(--users 15 --newest 12 --adapt-pairs 200) ;;
+    news_headline) size=(--users 20 --newest 30 --adapt-pairs 300) ;;
+    scholarly_title) size=(--users 8 --newest 20 --adapt-pairs 200) ;;
+    tweet_paraphrase) size=(--users 17 --newest 60 --adapt-pairs 400) ;;
+    *) echo "unknown task $task" >&2; exit 2 ;;
+  esac
+  # three bases, as in section 2.2, instead of six
+  "$OPPU" experiment --task "$task" --data "$DATA/$task" --base "$BASE" --methods all --adapt-k 1 --out "$OUT/table1/$task" \
+    "${size[@]}"
+done

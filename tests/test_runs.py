@@ -1,0 +1,61 @@
+"""The scripts of `runs/`: every command that they would start is one that the program has, with options that it takes."""
+
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+import click
+import pytest
+import typer
+
+from oppu.cli import app
+from oppu.tasks import BUILT_IN
+
+RUNS = Path(__file__).parent.parent / "runs"
+SCRIPTS = sorted(path.name for path in RUNS.glob("*.sh") if path.name != "common.sh")
+
+
+def started(script: str, scale: str, folder: Path, *arguments: str) -> list[list[str]]:
+    """The commands that a script starts, in order; a stand-in for the program writes them down."""
+    for task in BUILT_IN:
+        (folder / "data" / task).mkdir(parents=True, exist_ok=True)
+    for finished in ("table1/movie_tagging/results.json", "shift-citation/study.json"):
+        (folder / "out" / finished).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "out" / finished).touch()
+    stand_in = folder / "oppu"
+    stand_in.write_text(f'#!/usr/bin/env bash\nprintf "%q " "$@" >> {folder}/started; echo >> {folder}/started\n')
+    stand_in.chmod(0o755)
+    given = {"SCALE": scale, "DATA": str(folder / "data"), "OUT": str(folder / "out"), "OPPU": str(stand_in)}
+    subprocess.run([RUNS / script, *arguments], env=os.environ | given, check=True)
+    return [shlex.split(line) for line in (folder / "started").read_text().splitlines()]
+
+
+def parsed(arguments: list[str]) -> click.Context:
+    """The arguments, read by the command that they name, which is not run."""
+    command, path = typer.main.get_command(app), "oppu"
+    while isinstance(command, click.Group):
+        command, path, arguments = command.commands[arguments[0]], f"{path} {arguments[0]}", arguments[1:]
+    return command.make_context(path, list(arguments))
+
+
+@pytest.mark.parametrize("scale", ["small", "full"])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_starts_commands_that_the_program_takes(script: str, scale: str, tmp_path: Path) -> None:
+    commands = started(script, scale, tmp_path)
+    assert commands
+    for arguments in commands:
+        parsed(arguments)
+
+
+def test_the_first_table_covers_all_tasks_or_those_that_are_named(tmp_path: Path) -> None:
+    assert {parsed(one).params["task"] for one in started("table1.sh", "small", tmp_path / "all")} == set(BUILT_IN)
+    (one,) = started("table1.sh", "full", tmp_path / "one", "citation")
+    found = parsed(one).params
+    assert (found["task"], Path(found["data"]).name, found["methods"]) == ("citation", "citation", "all")
+
+
+def test_a_script_without_data_says_what_to_set(tmp_path: Path) -> None:
+    given = os.environ | {"DATA": str(tmp_path / "nowhere")}
+    ran = subprocess.run([RUNS / "table1.sh"], env=given, capture_output=True, text=True, check=False)
+    assert (ran.returncode, "set DATA" in ran.stderr) == (2, True)
