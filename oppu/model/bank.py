@@ -26,16 +26,18 @@ class Bank:
         config: ModuleConfig,
         slots: int,
         *,
+        kind: Kind | None = None,
         stacked: bool | None = None,
     ) -> None:
         """`config`: the kind, and the largest shape that a module in this bank may have.
 
-        `stacked`: whether the products of all users of a pass are computed together; None: as it is faster.
+        `kind`: `config` as laid out for the model, where that is done already. `stacked`: whether the products of all
+        users of a pass are computed together; None: as it is faster.
         """
         self.config = config
         self.slots = slots
         self._model = model
-        self._kind: Kind = config.lay_out(model)
+        self._kind: Kind = kind if kind is not None else config.lay_out(model)
         device = model.device
         self.values = torch.zeros(slots, self._kind.size, device=device)
         """[U, P] parameters, float32."""
