@@ -92,18 +92,6 @@ def test_a_new_study_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [each.name for each in all_studies()] == ["efficiency", "power", "made"]
 
 
-def test_the_study_in_the_documents_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (Path(__file__).parents[1] / "docs" / "studies.md").read_text(encoding="utf-8")
-    (tmp_path / "zzz_squares.py").write_text(text.split("```python\n")[1].split("```")[0], encoding="utf-8")
-    monkeypatch.setattr(studies, "__path__", [*studies.__path__, str(tmp_path)])
-    written = all_studies()[-1]
-    app = typer.Typer()
-    app.command(written.name)(_command(written))
-    ran = CliRunner().invoke(app, ["--sizes", "2,3", "--out", str(tmp_path / "out")])
-    assert "The greatest square is 9." in ran.output
-    assert (tmp_path / "out" / "squares.csv").read_text() == "size,square\n2,4\n3,9\n"
-
-
 def test_the_fields_of_the_settings_are_options(tmp_path: Path) -> None:
     out = tmp_path / "out"
     ran = made_up("--place", tmp_path, "--sizes", "3, 2,3", "--shares", "0.5,1", "--out", out)

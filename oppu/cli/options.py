@@ -40,7 +40,7 @@ Files = Annotated[
 ]
 UserId = Annotated[str, typer.Option("--user", help="A user's id.")]
 K = Annotated[int, typer.Option("--k", min=0, help="Number of retrieved history items in the prompt.")]
-RetrieverName = Annotated[str, typer.Option("--retriever", help="bm25, random or recent.")]
+RetrieverName = Annotated[str, typer.Option("--retriever", help="bm25, random, recent, or one of your own.")]
 Profiles = Annotated[
     str | None,
     typer.Option(
