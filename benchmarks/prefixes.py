@@ -2,8 +2,9 @@
 
 Within a user, shared beginnings are computed once as it is. With modules on the top N layers alone, what the layers
 below make of a beginning that several users share could be computed once for all of them: for the users who are
-answered together, or, since passes are computed one by one, for those in one pass. Counted are tokens, labels included;
-nothing is run through a model.
+answered together, or, since passes are computed one by one, for those in one pass. A server, which answers one question
+of a user at a time, could keep the beginning that all users' prompts share. Counted are tokens, labels included but for
+the last; nothing is run through a model.
 
     python benchmarks/prefixes.py --data DATA
 """
@@ -44,6 +45,14 @@ def joined(rows: Iterable[SlotRow]) -> int:
     return len(pack([example.tokens[:-1] for row in rows for example in row.examples]))
 
 
+def beginning(prompts: Sequence[Sequence[int]]) -> float:
+    """The share of a prompt, on the average, that all prompts begin with."""
+    common = 0
+    while len({prompt[common : common + 1] for prompt in map(tuple, prompts)}) == 1 and len(prompts[0]) > common:
+        common += 1
+    return common * len(prompts) / sum(len(prompt) for prompt in prompts)
+
+
 def groups(users: Sequence[User]) -> Iterator[Sequence[User]]:
     """The users who are answered together."""
     for first in range(0, len(users), USERS_TOGETHER):
@@ -61,27 +70,27 @@ def main() -> None:
     base = load_base()
     layers = base.model.config.num_hidden_layers
     below = 1 - given.layers / layers
+    print(f"share of all {layers} layers' work on questions that modules on the top {given.layers} could save")
     print(
-        f"task             k  users  tokens  shared by {USERS_TOGETHER} users  in a pass  saved with top:{given.layers}"
+        f"task             k  users  tokens  {USERS_TOGETHER} users together  in a pass  one question, kept beginning"
     )
     for task in (task for task in BUILT_IN.values() if (given.data / task.name).is_dir()):
         users = read_dataset(given.data / task.name, task).users
         for k in map(int, given.k.split(",")):
-            own = together = by_pass = 0
+            own = together = cut = passed = 0
+            prompts: list[Sequence[int]] = []
             for group in groups(users):
-                rows = [
-                    row
-                    for slot, user in enumerate(group)
-                    for row in rows_of(slot, asked(base.tokenizer, task, user, Setting(k=k), 2048 - 64), 10**9)
-                ]
+                texts = [asked(base.tokenizer, task, user, Setting(k=k), 2048 - 64) for user in group]
+                prompts += [each.tokens[: each.answer_start] for listed in texts for each in listed]
+                rows = [row for slot, listed in enumerate(texts) for row in rows_of(slot, listed, 10**9)]
+                parts = [row for slot, listed in enumerate(texts) for row in rows_of(slot, listed, given.pass_tokens)]
                 own += sum(len(row.row) for row in rows)
+                cut += sum(len(row.row) for row in parts)
                 together += joined(rows)
-                cut = [part for row in rows for part in rows_of(row.slot, row.examples, given.pass_tokens)]
-                by_pass += sum(len(row.row) for row in cut)
-                by_pass -= sum(joined(part) for part in passes(cut, given.pass_tokens))
+                passed += sum(joined(part) for part in passes(parts, given.pass_tokens))
+            shares = (1 - together / own, 1 - passed / cut, beginning(prompts))
             print(
-                f"{task.name:16} {k}  {len(users):5}  {own:6}  {1 - together / own:18.1%}  {by_pass / own:9.1%}"
-                f"  {(1 - together / own) * below:6.1%} to {by_pass / own * below:5.1%}"
+                f"{task.name:16} {k}  {len(users):5}  {own:6}" + "".join(f"  {below * each:13.1%}" for each in shares)
             )
 
 
