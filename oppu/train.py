@@ -140,11 +140,12 @@ def train(
     learners: list[_Learner] = []
     with workers_for(base.device) as workers:
         shape = config.module_for(base)
+        kind = shape.lay_out(base.model)
         tokens = machine.tokens_per_pass or tokens_that_fit(base.model, shape, workers.count)
-        slots = machine.slots or slots_that_fit(base.device, shape.lay_out(base.model).size, tokens)
+        slots = machine.slots or slots_that_fit(base.device, kind.size, tokens)
         free = list(range(slots))[::-1]
-        bank = Bank(base.model, shape, slots + workers.count)
-        with trunk_below(base, shape, machine.trunk_bytes, machine.trunk_folder) as trunk, bank.attach():
+        bank = Bank(base.model, shape, slots + workers.count, kind=kind)
+        with trunk_below(base, kind.target_names(), machine.trunk_bytes, machine.trunk_folder) as trunk, bank.attach():
             engine = Engine(base, bank, workers, tokens, trunk, on_progress)
             while True:
                 while free and (job := next(waiting, None)) is not None:

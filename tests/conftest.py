@@ -1,7 +1,7 @@
 """Tiny models and toy examples for the tests: offline, on the CPU, in float32."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from servers import Servers, servers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from oppu.model.base import Base, make_base
 from oppu.model.tokens import Encoded
@@ -116,3 +116,15 @@ def toy_examples(count: int, seed: int, shared: int = 12) -> tuple[Encoded, ...]
         prompt, answer = prefix + random_tokens(2, 30), random_tokens(1, 5)
         examples.append(Encoded((*prompt, *answer), len(prompt)))
     return tuple(examples[:-1] + examples[:1]) if count > 2 else tuple(examples)
+
+
+def plain_log_probs(model: PreTrainedModel, examples: Sequence[Encoded], skipped: int = 0) -> torch.Tensor:
+    """log p of each answer token [M] by transformers (or PEFT) itself, each sequence alone, all logits: the reference.
+
+    `skipped`: the virtual tokens that the model puts before each sequence.
+    """
+    found = []
+    for e in examples:
+        log_probs = model(input_ids=torch.tensor([e.tokens])).logits[0].log_softmax(-1)[skipped:]
+        found += [log_probs[i - 1, e.tokens[i]] for i in range(e.answer_start, len(e.tokens))]
+    return torch.stack(found)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_model, tiny_tokenizer, toy_examples
+from conftest import plain_log_probs, tiny_model, tiny_tokenizer, toy_examples
 from peft import PeftModel
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
@@ -46,9 +46,9 @@ class Spread:
         raise AssertionError("one layer has no attention")
 
 
-def filled_bank(model: PreTrainedModel, config: LoraConfig = LORA, slots: int = 3) -> Bank:
+def filled_bank(model: PreTrainedModel, config: LoraConfig = LORA, slots: int = 3, stacked: bool | None = None) -> Bank:
     """A bank of modules that change the output; a fresh one's b is zero."""
-    bank = Bank(model, config, slots)
+    bank = Bank(model, config, slots, stacked=stacked)
     for slot in range(slots):
         bank.reset(slot, seed=slot)
     bank.values += 0.3 * torch.randn(bank.values.shape, generator=torch.Generator().manual_seed(7))
@@ -78,9 +78,10 @@ def loop(linear: torch.nn.Module, x: torch.Tensor, bank: Bank, users: Sequence[A
     return y
 
 
+@pytest.mark.parametrize("stacked", [False, True], ids=["span by span", "stacked"])
 @pytest.mark.parametrize("mix", MIXES)
-def test_forward_and_gradients_equal_a_loop_over_the_users(base: Base, mix: str) -> None:
-    bank, spans = filled_bank(base.model), MIXES[mix]
+def test_forward_and_gradients_equal_a_loop_over_the_users(base: Base, mix: str, stacked: bool) -> None:
+    bank, spans = filled_bank(base.model, stacked=stacked), MIXES[mix]
     users, linear = factors(bank, LAYER), base.model.get_submodule(LAYER)
     x = torch.randn(TOKENS, 32, generator=torch.Generator().manual_seed(1))
     weights = torch.randn(TOKENS, 32, generator=torch.Generator().manual_seed(2))
@@ -189,13 +190,9 @@ def test_peft_loads_a_module_and_gives_the_same_logits(
     write_module(bank.module(2), tmp_path)
     model = PeftModel.from_pretrained(tiny_model(), str(tmp_path)).eval()
     (row,) = rows_of(2, toy_examples(6, seed=3), 10_000)
-    expected = [
-        model(input_ids=torch.tensor([e.tokens])).logits[0].log_softmax(-1)[i - 1, e.tokens[i]]
-        for e in row.examples
-        for i in range(e.answer_start, len(e.tokens))
-    ]
+    expected = plain_log_probs(model, row.examples)
     with bank.attach():
-        torch.testing.assert_close(answer_log_probs(base.model, [row]), torch.stack(expected), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(answer_log_probs(base.model, [row]), expected, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -205,11 +202,9 @@ def test_peft_loads_a_module_of_transposed_layers(tmp_path: Path) -> None:
     write_module(bank.module(0), tmp_path)
     model = PeftModel.from_pretrained(gpt2(), str(tmp_path)).eval()
     (row,) = rows_of(0, toy_examples(1, seed=3), 10_000)
-    (example,) = row.examples
-    logits = model(input_ids=torch.tensor([example.tokens])).logits[0].log_softmax(-1)
-    expected = [logits[i - 1, example.tokens[i]] for i in range(example.answer_start, len(example.tokens))]
+    expected = plain_log_probs(model, row.examples)
     with bank.attach():
-        torch.testing.assert_close(answer_log_probs(base.model, [row]), torch.stack(expected), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(answer_log_probs(base.model, [row]), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_module_comes_back_from_a_slot_as_it_went_in(base: Base) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_model, tiny_tokenizer, toy_examples
+from conftest import plain_log_probs, tiny_model, tiny_tokenizer, toy_examples
 from safetensors.torch import load_file, save_file
 from toys import tiny_base_folder
 
@@ -133,12 +133,8 @@ def test_the_embedded_base_gives_the_same_numbers_packed() -> None:
     pytest.importorskip(embedded._PACKAGE)
     base = load_base()
     (row,) = rows_of(-1, toy_examples(4, seed=1), 1000)
-    expected = [
-        base.model(input_ids=torch.tensor([e.tokens])).logits[0].log_softmax(-1)[i - 1, e.tokens[i]]
-        for e in row.examples
-        for i in range(e.answer_start, len(e.tokens))
-    ]
-    torch.testing.assert_close(answer_log_probs(base.model, [row]), torch.stack(expected), atol=1e-3, rtol=1e-3)
+    expected = plain_log_probs(base.model, row.examples)
+    torch.testing.assert_close(answer_log_probs(base.model, [row]), expected, atol=1e-3, rtol=1e-3)
 
 
 def test_a_kept_fingerprint_saves_reading_the_files_and_ends_with_any_change(

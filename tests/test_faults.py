@@ -76,15 +76,20 @@ def environment() -> dict[str, str]:
 
 
 def checked_modules(folder: Path, users: Sequence[User]) -> dict[str, Module]:
-    """Everyone's only module, each in its first version and whole; nothing else lies in the store."""
+    """What `modules_in` gives of the store in a folder."""
     with Store(folder) as store:
-        records = store.modules()
-        assert [record.user_id for record in records] == sorted(user.id for user in users)
-        assert {record.version for record in records} == {1}
-        assert all(store.history(user.id, COLOUR.name) == user.history for user in users)
-        found = {record.user_id: store.load_module(record) for record in records}  # checks size and digest
-        assert module_folders(store) == sorted(record.location for record in records)
-        assert "puts" not in rows_with(store, "")  # no note of a put under way
+        return modules_in(store, users)
+
+
+def modules_in(store: Store, users: Sequence[User]) -> dict[str, Module]:
+    """Everyone's only module, each in its first version and whole; nothing else lies in the store."""
+    records = store.modules()
+    assert [record.user_id for record in records] == sorted(user.id for user in users)
+    assert {record.version for record in records} == {1}
+    assert all(store.history(user.id, COLOUR.name) == user.history for user in users)
+    found = {record.user_id: store.load_module(record) for record in records}  # checks size and digest
+    assert module_folders(store) == sorted(record.location for record in records)
+    assert "puts" not in rows_with(store, "")  # no note of a put under way
     return found
 
 

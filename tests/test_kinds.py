@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_model, tiny_tokenizer, toy_examples
+from conftest import plain_log_probs, tiny_model, tiny_tokenizer, toy_examples
 from peft import IA3Config, PeftModel, PromptTuningConfig, get_peft_model, set_peft_model_state_dict
 from peft import LoraConfig as PeftLoraConfig
 from test_predict import LABELS, QUESTIONS
@@ -114,13 +114,10 @@ def test_peft_loads_a_module_and_gives_the_same_log_probabilities(base: Base, tm
     model = PeftModel.from_pretrained(tiny_model(), str(tmp_path)).eval()
     examples = toy_examples(6, seed=3)
     skipped = OURS[kind].virtual_tokens
-    expected = []
-    for e in examples:
-        logits = model(input_ids=torch.tensor([e.tokens])).logits[0].log_softmax(-1)[skipped:]
-        expected += [logits[i - 1, e.tokens[i]] for i in range(e.answer_start, len(e.tokens))]
+    expected = plain_log_probs(model, examples, skipped)
     rows = list(rows_of(2, [e.after_virtual(skipped) for e in examples], 10_000))
     with bank.attach():
-        torch.testing.assert_close(answer_log_probs(base.model, rows), torch.stack(expected), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(answer_log_probs(base.model, rows), expected, atol=1e-5, rtol=1e-5)
 
 
 @KIND
@@ -282,13 +279,9 @@ def test_lora_xs_is_a_few_kilobytes_and_exports_as_plain_lora(base: Base, tmp_pa
     write_module(portable(base.model, read_module(tmp_path / "stored")), tmp_path / "exported")
     model = PeftModel.from_pretrained(tiny_model(), str(tmp_path / "exported")).eval()
     examples = toy_examples(6, seed=3)
-    expected = []
-    for e in examples:
-        logits = model(input_ids=torch.tensor([e.tokens])).logits[0].log_softmax(-1)
-        expected += [logits[i - 1, e.tokens[i]] for i in range(e.answer_start, len(e.tokens))]
     with bank.attach():
         found = answer_log_probs(base.model, list(rows_of(2, examples, 10_000)))
-    torch.testing.assert_close(found, torch.stack(expected), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found, plain_log_probs(model, examples), atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from conftest import tiny_model, tiny_tokenizer, toy_examples
+from conftest import plain_log_probs, tiny_model, tiny_tokenizer, toy_examples
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import (
@@ -32,7 +32,6 @@ from oppu.model.base import make_base
 from oppu.model.decode import Decoder, Prompt
 from oppu.model.forward import answer_log_probs, packed_logits, rows_of
 from oppu.model.packing import Row, attention_blocks, common_prefix, pack
-from oppu.model.tokens import Encoded
 
 SEQUENCES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=7), min_size=1, max_size=8)
 """Few tokens, so that prefixes are shared, sequences equal, and one the beginning of another."""
@@ -103,15 +102,6 @@ def test_the_common_prefix_is_the_longest_one(a: list[int], b: list[int]) -> Non
     assert common_prefix(a, b) == max(n for n in range(min(len(a), len(b)) + 1) if a[:n] == b[:n])
 
 
-def alone(model: PreTrainedModel, examples: Sequence[Encoded]) -> torch.Tensor:
-    """The reference: each sequence by itself through transformers, all logits."""
-    found = []
-    for e in examples:
-        log_probs = model(input_ids=torch.tensor([e.tokens])).logits[0].log_softmax(-1)
-        found += [log_probs[i - 1, e.tokens[i]] for i in range(e.answer_start, len(e.tokens))]
-    return torch.stack(found)
-
-
 @torch.no_grad()
 def test_packed_log_probabilities_are_those_of_each_sequence_alone() -> None:
     base = make_base("tiny", tiny_model(), tiny_tokenizer())
@@ -119,7 +109,7 @@ def test_packed_log_probabilities_are_those_of_each_sequence_alone() -> None:
     (row,) = rows_of(-1, examples, 10_000)
     assert len(row.row) < sum(len(e.tokens) for e in examples) / 2
     torch.testing.assert_close(
-        answer_log_probs(base.model, [row]), alone(tiny_model(), row.examples), atol=1e-5, rtol=0
+        answer_log_probs(base.model, [row]), plain_log_probs(tiny_model(), row.examples), atol=1e-5, rtol=0
     )
 
 
@@ -128,7 +118,7 @@ def test_rows_beside_each_other_do_not_see_each_other() -> None:
     base = make_base("tiny", tiny_model(), tiny_tokenizer())
     rows = [row for slot in (-1, 0, 1) for row in rows_of(slot, toy_examples(7, seed=slot + 1), 100)]
     assert len(rows) > 3
-    expected = alone(tiny_model(), [e for row in rows for e in row.examples])
+    expected = plain_log_probs(tiny_model(), [e for row in rows for e in row.examples])
     torch.testing.assert_close(answer_log_probs(base.model, rows), expected, atol=1e-5, rtol=0)
 
 
@@ -187,7 +177,7 @@ def test_causal_language_models_of_any_kind_give_the_same_numbers_packed(name: s
     packed, plain = two_of(ARCHITECTURES[name])
     make_base(name, packed, tiny_tokenizer())
     (row,) = rows_of(-1, toy_examples(6, seed=0), 10_000)
-    torch.testing.assert_close(answer_log_probs(packed, [row]), alone(plain, row.examples), atol=1e-5, rtol=0)
+    torch.testing.assert_close(answer_log_probs(packed, [row]), plain_log_probs(plain, row.examples), atol=1e-5, rtol=0)
 
 
 @torch.no_grad()

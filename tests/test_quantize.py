@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import toy_examples
+from conftest import plain_log_probs, toy_examples
 from huggingface_hub import constants
 from peft import PeftModel
 from serve_house import TITLE, put_user, random_module, running_server
@@ -89,13 +89,10 @@ def test_peft_loads_a_module_on_the_same_quantized_base_with_the_same_log_probab
     write_module(bank.module(2), tmp_path)
     model = PeftModel.from_pretrained(reference(folder, bits), str(tmp_path)).train()
     examples = toy_examples(6, seed=3)
-    expected = []
-    for e in examples:
-        logits = model(input_ids=torch.tensor([e.tokens])).logits[0].log_softmax(-1)[skipped:]
-        expected += [logits[i - 1, e.tokens[i]] for i in range(e.answer_start, len(e.tokens))]
+    expected = plain_log_probs(model, examples, skipped)
     rows = list(rows_of(2, [e.after_virtual(skipped) for e in examples], 10_000))
     with bank.attach():
-        torch.testing.assert_close(answer_log_probs(base.model, rows), torch.stack(expected), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(answer_log_probs(base.model, rows), expected, atol=1e-5, rtol=1e-5)
 
 
 @NEEDED

@@ -1,28 +1,18 @@
 """The store gives back exactly what was put, and says clearly what it cannot do."""
 
-import errno
-import os
 import shutil
-import sqlite3
-import subprocess
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 import torch
-from sqlalchemy import inspect
-from store_samples import HISTORY, module_folders, notes, same, tiny_module, told_of, whose
+from store_samples import HISTORY, module_folders, same, tiny_module, told_of, whose
 
 from oppu.errors import StoreError, UnknownUserError
 from oppu.model.module import Module
 from oppu.records import HistoryItem, Profile
-from oppu.store import Store, schema, write_atomically
-from oppu.store.database import Database
-from oppu.store.files import temporary_name
-from oppu.store.sqlite import SQLite
+from oppu.store import Store
 
 
 def test_a_history_comes_back_as_it_was_put_and_is_replaced(store: Store) -> None:
@@ -176,6 +166,14 @@ def test_bases_are_registered_and_move_with_the_store(tmp_path: Path) -> None:
         assert store.bases()[1].path == tmp_path / "elsewhere"
 
 
+def test_threads_share_a_store(store: Store) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        records = list(pool.map(lambda seed: store.put_module(tiny_module(seed), **whose("ann")), range(16)))
+        assert sorted(record.version for record in records) == list(range(1, 17))
+        loaded = list(pool.map(store.load_module, records))
+    assert all(same(module, tiny_module(seed)) for seed, module in enumerate(loaded))
+
+
 # profiles
 
 
@@ -200,261 +198,3 @@ def test_profiles_of_which_one_is_wrong_are_not_put_at_all(store: Store) -> None
     with pytest.raises(StoreError, match="a profile of user 'bob' has time nan"):
         store.put_profiles([told_of("ann"), wrong])
     assert store.profiles("movie_tagging") == ()
-
-
-# opening
-
-
-def test_the_tables_are_those_that_the_migrations_make(store: Store) -> None:
-    with store._database.reading() as connection:
-        found = inspect(connection)
-        assert set(found.get_table_names()) == set(schema.USERS.metadata.tables)
-        for table in schema.USERS.metadata.tables.values():
-            assert [column["name"] for column in found.get_columns(table.name)] == [c.name for c in table.columns]
-            key = found.get_pk_constraint(table.name)["constrained_columns"]
-            assert key == [column.name for column in table.primary_key]
-
-
-def test_an_older_store_is_brought_up_to_date_and_keeps_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Store(tmp_path) as store:
-        store.put_history("ann", "movie_tagging", HISTORY)
-    second = ("CREATE TABLE later (name TEXT)",)
-    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, second))
-    with pytest.raises(StoreError, match="open it once for writing"):
-        Store(tmp_path, read_only=True)
-    for _ in range(2):
-        with Store(tmp_path) as store:
-            assert store.history("ann", "movie_tagging") == HISTORY
-            with store._database.reading() as connection:
-                assert inspect(connection).has_table("later")
-
-
-def test_a_store_of_the_schema_before_profiles_is_brought_up_to_date(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:2])
-        with Store(tmp_path) as store:
-            store.put_history("ann", "movie_tagging", HISTORY)
-            record = store.put_module(tiny_module(), **whose("ann"))
-    with Store(tmp_path) as store:
-        assert store.history("ann", "movie_tagging") == HISTORY
-        assert store.modules() == (record,)
-        store.put_profiles([told_of("ann")])
-        assert len(store.profiles("movie_tagging")) == 1
-
-
-def test_a_migration_that_fails_leaves_the_store_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Store(tmp_path) as store:
-        store.put_history("ann", "movie_tagging", HISTORY)
-    with monkeypatch.context() as patch:
-        patch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, ("DROP TABLE history_items", "no SQL")))
-        with pytest.raises(StoreError, match="syntax error"):
-            Store(tmp_path)
-    with Store(tmp_path) as store:
-        assert store.history("ann", "movie_tagging") == HISTORY
-
-
-def test_a_store_of_a_newer_oppu_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, ("CREATE TABLE later (name TEXT)",)))
-        Store(tmp_path).close()
-    with pytest.raises(StoreError, match=r"made by a newer oppu \(schema 4, this one knows up to 3\); update oppu"):
-        Store(tmp_path)
-
-
-def test_a_file_that_is_no_database_is_refused_and_kept(tmp_path: Path) -> None:
-    (tmp_path / "oppu.db").write_text("these are notes of mine, not a database\n" * 100)
-    with pytest.raises(StoreError, match=r"oppu\.db: is no SQLite database") as caught:
-        Store(tmp_path)
-    assert "\n" not in caught.value.line()
-    assert (tmp_path / "oppu.db").read_text().startswith("these are notes")
-
-
-def test_a_database_of_someone_else_is_refused_and_kept(tmp_path: Path) -> None:
-    connection = sqlite3.connect(tmp_path / "oppu.db")
-    connection.execute("CREATE TABLE users (name TEXT)")
-    connection.close()
-    with pytest.raises(StoreError, match="not a store's"):
-        Store(tmp_path)
-
-
-def test_a_damaged_database_is_refused_in_one_line(tmp_path: Path) -> None:
-    with Store(tmp_path) as store:
-        for user in range(50):
-            store.put_history(f"user-{user}", "movie_tagging", HISTORY)
-    whole = (tmp_path / "oppu.db").read_bytes()
-    (tmp_path / "oppu.db").write_bytes(whole[:4096] + b"\xff" * (len(whole) - 4096))
-    with pytest.raises(StoreError, match="is damaged") as caught, Store(tmp_path) as store:
-        store.history("user-1", "movie_tagging")
-    assert "\n" not in caught.value.line()
-
-
-def test_a_file_where_the_folder_should_be_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "store").write_text("a file")
-    with pytest.raises(StoreError, match="a file of that name is in the way"):
-        Store(tmp_path / "store")
-
-
-def test_a_read_only_store_makes_nothing_and_takes_nothing(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="is no store"):
-        Store(tmp_path / "none", read_only=True)
-    assert not (tmp_path / "none").exists()
-    Store(tmp_path / "store").close()
-    with Store(tmp_path / "store", read_only=True) as store:
-        for act in (
-            lambda: store.put_history("ann", "movie_tagging", HISTORY),
-            lambda: store.put_module(tiny_module(), **whose()),
-            lambda: store.put_base("tiny", "f", tmp_path, {}),
-            lambda: store.delete_user("ann"),
-        ):
-            with pytest.raises(StoreError, match="opened read-only"):
-                act()
-        assert store.users() == ()
-    assert not (tmp_path / "store" / "tmp").exists()
-
-
-def test_garbage_of_dead_processes_goes_and_work_of_living_ones_stays(tmp_path: Path) -> None:
-    Store(tmp_path).close()
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    living_name = temporary_name("put")
-    dead_name = living_name.replace(f"-{os.getpid()}-", f"-{dead.pid}-")
-    foreign_name = ".put.00000000-1-00000000.tmp"  # of another host: only its age tells
-    for name in (living_name, dead_name, foreign_name):
-        (tmp_path / "tmp" / name / "module").mkdir(parents=True)
-    Store(tmp_path).close()
-    assert {path.name for path in (tmp_path / "tmp").iterdir()} == {living_name, foreign_name}
-    os.utime(tmp_path / "tmp" / foreign_name, (0, 0))
-    Store(tmp_path).close()
-    assert {path.name for path in (tmp_path / "tmp").iterdir()} == {living_name}
-
-
-# disks that fail
-
-
-def failing(code: int) -> object:
-    def fail(*_: object, **__: object) -> NoReturn:
-        raise OSError(code, os.strerror(code))
-
-    return fail
-
-
-@pytest.mark.parametrize("place", ["pathlib.Path.write_bytes", "os.fsync", "pathlib.Path.mkdir"])
-@pytest.mark.parametrize(
-    ("code", "words"),
-    [(errno.ENOSPC, "the disk is full; free"), (errno.EROFS, "read-only"), (errno.EACCES, "permission denied")],
-)
-def test_a_disk_that_fails_in_a_put_costs_nothing(
-    folder_store: Store, monkeypatch: pytest.MonkeyPatch, place: str, code: int, words: str
-) -> None:
-    old = folder_store.put_module(tiny_module(1), **whose("ann"))
-    with monkeypatch.context() as patch:
-        patch.setattr(place, failing(code))
-        with pytest.raises(StoreError, match=words) as caught:
-            folder_store.put_module(tiny_module(2), **whose("ann"))
-    assert "\n" not in caught.value.line()
-    assert folder_store.modules() == (old,)
-    assert same(folder_store.load_module(old), tiny_module(1))
-    assert module_folders(folder_store) == [old.location]
-    assert notes(folder_store) == (1 if place == "os.fsync" else 0)  # nothing was synced: the next opening looks again
-    assert folder_store.put_module(tiny_module(2), **whose("ann")).version == 2
-
-
-def test_a_database_that_cannot_grow_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Store(tmp_path) as store:
-        store.put_history("ann", "movie_tagging", HISTORY)
-        old = store.put_module(tiny_module(), **whose("ann"))
-    monkeypatch.setattr("oppu.store.sqlite._PRAGMAS", ("PRAGMA max_page_count=1",))
-    long = [HistoryItem(id="x", fields={"text": "x" * 100_000}, time=0.0)]
-    with Store(tmp_path) as store:
-        with pytest.raises(StoreError, match=r"oppu\.db: the disk is full"):
-            store.put_history("ann", "movie_tagging", long)
-        with pytest.raises(StoreError, match=r"oppu\.db: the disk is full"):
-            store.put_module(tiny_module(), **whose("ann", training={"text": "x" * 100_000}))
-        assert store.history("ann", "movie_tagging") == HISTORY
-        assert store.modules() == (old,)
-        assert module_folders(store) == [old.location]
-        assert notes(store) == 0
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(disk)]
-    if os.geteuid() != 0 or shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("needs the right to mount a file system")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
-
-
-def test_a_disk_that_is_really_full_costs_nothing(small_disk: Path) -> None:
-    with Store(small_disk / "store") as store:
-        store.put_history("ann", "movie_tagging", HISTORY)
-        old = store.put_module(tiny_module(1), **whose("ann"))
-        filler = small_disk / "filler"
-        with pytest.raises(OSError, match="No space left"):
-            filler.write_bytes(bytes(1_000_000))
-        with pytest.raises(StoreError, match="the disk is full"):
-            store.put_module(tiny_module(2), **whose("ann"))
-        with pytest.raises(StoreError, match="the disk is full"):
-            store.put_history("ann", "movie_tagging", [replace(HISTORY[0], fields={"text": "x" * 600_000})])
-        assert store.history("ann", "movie_tagging") == HISTORY
-        assert same(store.load_module(old), tiny_module(1))
-        filler.unlink()
-        assert store.put_module(tiny_module(2), **whose("ann")).version == 2
-
-
-def test_a_store_on_a_disk_that_cannot_be_written_is_still_read(small_disk: Path) -> None:
-    with Store(small_disk / "store") as store:
-        record = store.put_module(tiny_module(), **whose("ann"))
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    with pytest.raises(StoreError, match=r"oppu\.db: cannot be|read-only") as caught:
-        Store(small_disk / "store")
-    assert "\n" not in caught.value.line()
-    with Store(small_disk / "store", read_only=True) as store:
-        assert same(store.load_module(record), tiny_module())
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "report.json"
-    write_atomically(path, b"old")
-    with monkeypatch.context() as patch:
-        patch.setattr("os.fsync", failing(errno.ENOSPC))
-        with pytest.raises(StoreError, match=r"report\.json: the disk is full"):
-            write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert [found.name for found in tmp_path.iterdir()] == ["report.json"]
-    write_atomically(path, b"new")
-    assert path.read_bytes() == b"new"
-
-
-def test_leftovers_of_a_killed_write_go_with_the_next_one(tmp_path: Path) -> None:
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    leftover = temporary_name("report.json").replace(f"-{os.getpid()}-", f"-{dead.pid}-")
-    living = temporary_name("report.json")
-    for name in (leftover, living):
-        (tmp_path / name).write_bytes(b"half")
-    write_atomically(tmp_path / "report.json", b"whole")
-    assert {path.name for path in tmp_path.iterdir()} == {"report.json", living}
-
-
-def test_a_locked_database_is_a_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("oppu.store.sqlite.BUSY_TIMEOUT_MS", 50)
-    with Store(tmp_path) as store:
-        other = Database(SQLite(tmp_path / "oppu.db"))
-        with other.writing(), pytest.raises(StoreError, match="another process keeps it locked"):
-            store.put_history("ann", "movie_tagging", HISTORY)
-        other.close()
-        store.put_history("ann", "movie_tagging", HISTORY)
-        assert store.history("ann", "movie_tagging") == HISTORY
-
-
-def test_threads_share_a_store(store: Store) -> None:
-    with ThreadPoolExecutor(8) as pool:
-        records = list(pool.map(lambda seed: store.put_module(tiny_module(seed), **whose("ann")), range(16)))
-        assert sorted(record.version for record in records) == list(range(1, 17))
-        loaded = list(pool.map(store.load_module, records))
-    assert all(same(module, tiny_module(seed)) for seed, module in enumerate(loaded))

@@ -1,13 +1,17 @@
 """A store of more than one machine: PostgreSQL and S3, both real servers on this machine."""
 
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from servers import Servers
-from shell import SMALL, World, done, refused
+from shell import SMALL, World, done, refused, write_task
 from sqlalchemy import text
 from store_samples import HISTORY, module_folders, notes, rows_with, same, tiny_module, told_of, whose
+from test_faults import assert_undisturbed, modules_in, start, training_workers
+from toys import COLOUR, colour_user, tiny_base_folder, write_release
 
 from oppu.errors import OppuError, StoreError
 from oppu.store import Store
@@ -237,3 +241,36 @@ def test_addresses_may_stand_in_the_environment(cluster: Servers, monkeypatch: p
     monkeypatch.setenv("OPPU_STORE", address)
     monkeypatch.setenv("OPPU_FILES", files)
     assert "0 modules of 0 users" in done("modules", "list")
+
+
+@pytest.mark.slow
+def test_ray_workers_of_which_one_is_killed_fill_a_database_and_object_storage_with_the_modules_of_a_plain_run(
+    cluster: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that a cluster needs, at once: an adapted base in the storage, and workers that fetch it and put modules."""
+    pytest.importorskip("ray")
+    monkeypatch.setenv("OPPU_CACHE", str(tmp_path / "cache"))
+    users = [colour_user(f"u{number:03}", 1 + number % 5, queries=1) for number in range(60)]
+    data = write_release(tmp_path / "data", users, [colour_user("x", 3)])
+    given = ("--task", write_task(tmp_path / "colour.toml", COLOUR), "--data", data)
+    tiny = tiny_base_folder(tmp_path / "tiny")
+    address, files = cluster.addresses()
+    where = ("--store", address, "--files", files)
+    for store in (("--store", tmp_path / "plain"), where):
+        done("adapt", *given, *store, "--base", tiny, "--name", "own", *SMALL)
+    done("personalize", *given, "--store", tmp_path / "plain", "--base", "own", *SMALL)
+
+    train = ["personalize", *given, *where, "--base", "own", *SMALL, "--slots", "2"]
+    with Store(address, files) as store, start([*map(str, train), "--ray", "local", "--ray-workers", "2"]) as process:
+        while not store.modules() and process.poll() is None:
+            time.sleep(0.05)
+        next(training_workers(psutil.Process(process.pid))).kill()
+        assert len(store.modules()) < len(users)
+        out, err = process.communicate()
+        assert process.returncode == 0, err
+        assert "given out again: " in err
+        assert sum(int(part.split(" ")[0]) for part in out.split(";")[0].split(", ")) == len(users), out
+        assert _PASSWORD not in out + err
+        found = modules_in(store, users)
+    with Store(tmp_path / "plain") as plain:
+        assert_undisturbed(found, modules_in(plain, users))

@@ -117,9 +117,12 @@ def test_modules_on_all_layers_have_no_trunk(base: Base, lower: list[int], cache
     modules(base, replace(CONFIG, top_layers=None))
     assert not lower
     assert not cache.exists()
-    assert first_layer(base.model, on_top_layers(base.model, LoraConfig(), 1)) == 1
-    assert first_layer(base.model, LoraConfig()) == 0
-    assert first_layer(base.model, PromptConfig(3)) == 0
+    for config, first in (
+        (on_top_layers(base.model, LoraConfig(), 1), 1),
+        (LoraConfig(), 0),
+        (PromptConfig(3), 0),
+    ):
+        assert first_layer(base.model, config.lay_out(base.model).target_names()) == first
 
 
 def test_a_model_that_cannot_be_cut_trains_all_the_same() -> None:

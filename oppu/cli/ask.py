@@ -24,6 +24,7 @@ from oppu.cli.options import (
     changed,
     open_store,
     quiet_libraries,
+    some_of,
 )
 from oppu.cli.progress import meter
 from oppu.model.embedded import EMBEDDED
@@ -139,6 +140,6 @@ def predict(
     ]
     write_atomically(out, json.dumps({"task": found.benchmark_name, "golds": golds}, indent=1).encode())
     if without:
-        some = ", ".join(without[:3]) + (", ..." if len(without) > 3 else "")
-        typer.echo(f"answered by the base, for want of a module: {len(without)} users ({some})", err=True)
+        said = f"answered by the base, for want of a module: {len(without)} users ({some_of(without)})"
+        typer.echo(said, err=True)
     typer.echo(f"{len(golds)} answers in {out}")

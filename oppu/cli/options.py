@@ -1,7 +1,7 @@
 """Options that several commands share, and what they stand for."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -40,7 +40,7 @@ Files = Annotated[
 ]
 UserId = Annotated[str, typer.Option("--user", help="A user's id.")]
 K = Annotated[int, typer.Option("--k", min=0, help="Number of retrieved history items in the prompt.")]
-RetrieverName = Annotated[str, typer.Option("--retriever", help="bm25, random or recent.")]
+RetrieverName = Annotated[str, typer.Option("--retriever", help="bm25, random, recent, or one of your own.")]
 Profiles = Annotated[
     str | None,
     typer.Option(
@@ -166,6 +166,11 @@ def _top_layers(layers: str | None) -> int | None:
     if word != "top" or not count.isdecimal() or int(count) < 1:
         raise ConfigError(f"'{layers}' is not understood", where="--layers", fix="use for example top:10")
     return int(count)
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first three of the names."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def open_store(address: str, files: str | None = None) -> "Store":

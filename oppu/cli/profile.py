@@ -17,13 +17,51 @@ from oppu.cli.options import (
     TaskName,
     quiet_libraries,
 )
-from oppu.cli.progress import meter
+from oppu.cli.progress import Tally, meter
 from oppu.errors import ConfigError
 
 if TYPE_CHECKING:
     from oppu.describe.writer import Writer
     from oppu.store import Store
     from oppu.tasks import Task
+
+By = Annotated[
+    str | None,
+    typer.Option("--by", help="count or model. [default: count where the task says what to count, else model]"),
+]
+Writes = Annotated[
+    str | None,
+    typer.Option(
+        "--base",
+        help="The instruction-tuned model that writes them: a name in the store, the embedded one, a folder, or a "
+        "name on the hub. [default: the embedded one]",
+    ),
+]
+Url = Annotated[
+    str | None,
+    typer.Option(
+        "--url",
+        metavar="URL",
+        help="A server with OpenAI's protocol writes them, for example http://HOST:8000/v1. Histories are sent "
+        "there. Its key is read from OPENAI_API_KEY.",
+    ),
+]
+ModelThere = Annotated[str | None, typer.Option("--model", help="With --url: the model's name there.")]
+Steps = Annotated[
+    int | None,
+    typer.Option(
+        "--steps", min=1, help="Profiles that a model writes along a history, each for later items. [default: 4]"
+    ),
+]
+Tokens = Annotated[
+    int | None, typer.Option("--tokens", min=8, help="Length limit of a model's profile. [default: 160]")
+]
+Context = Annotated[
+    int | None,
+    typer.Option(
+        "--context", min=64, help="Tokens of a request with its answer. [default: the base's; with --url 8192]"
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -36,49 +74,19 @@ def profile(
     data: DataPath,
     store: StoreAddress,
     files: Files = None,
-    by: Annotated[
-        str | None,
-        typer.Option("--by", help="count or model. [default: count where the task says what to count, else model]"),
-    ] = None,
-    base: Annotated[
-        str | None,
-        typer.Option(
-            "--base",
-            help="The instruction-tuned model that writes them: a name in the store, the embedded one, a folder, or a "
-            "name on the hub. [default: the embedded one]",
-        ),
-    ] = None,
-    url: Annotated[
-        str | None,
-        typer.Option(
-            "--url",
-            metavar="URL",
-            help="A server with OpenAI's protocol writes them, for example http://HOST:8000/v1. Histories are sent "
-            "there. Its key is read from OPENAI_API_KEY.",
-        ),
-    ] = None,
-    model: Annotated[str | None, typer.Option("--model", help="With --url: the model's name there.")] = None,
+    by: By = None,
+    base: Writes = None,
+    url: Url = None,
+    model: ModelThere = None,
     users: Annotated[
         int | None, typer.Option("--users", min=1, help="The users with the longest histories. [default: all]")
     ] = None,
     held_out: Annotated[
         bool, typer.Option("--held-out", help="Of the held-out users as well, for `oppu adapt --profiles store`.")
     ] = False,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            "--steps", min=1, help="Profiles that a model writes along a history, each for later items. [default: 4]"
-        ),
-    ] = None,
-    tokens: Annotated[
-        int | None, typer.Option("--tokens", min=8, help="Length limit of a model's profile. [default: 160]")
-    ] = None,
-    context: Annotated[
-        int | None,
-        typer.Option(
-            "--context", min=64, help="Tokens of a request with its answer. [default: the base's; with --url 8192]"
-        ),
-    ] = None,
+    steps: Steps = None,
+    tokens: Tokens = None,
+    context: Context = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     quantize: Quantize = None,
@@ -89,8 +97,6 @@ def profile(
 
     Example: `oppu profile --task movie_tagging --data data/movies --store my-store`
     """
-    from collections import Counter
-
     from oppu.data import read_dataset
     from oppu.describe.users import COUNT, STEPS, describe
     from oppu.personalize import longest_histories
@@ -102,25 +108,17 @@ def profile(
     counting = _is_counted(found, by, base, url, model)
     dataset = read_dataset(data, found)
     chosen = [*longest_histories(dataset.users, users), *(dataset.base_users if held_out else ())]
-    counts: Counter[str] = Counter()
     with (
         quiet_libraries(),
         Store(store, files) as opened,
         _writer(opened, counting, base, url, model, tokens, context, (device, dtype, quantize)) as writer,
         meter() as shown,
     ):
+        tally = Tally(shown, "profiles", len(chosen))
         for result in describe(opened, found, chosen, writer, STEPS if steps is None else steps):
-            counts[result.status] += 1
-            shown.show("profiles", sum(counts.values()), len(chosen))
-            if result.status == "failed":
-                shown.say(result.reason)
+            tally.add(result.status, result.reason)
         made = COUNT if writer is None else writer.made
-    typer.echo(
-        ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-        + f"; profiles by {made} in {shown_address(store)}"
-    )
-    if counts["failed"]:
-        raise typer.Exit(1)
+    tally.close(f"profiles by {made} in {shown_address(store)}")
 
 
 def _is_counted(task: "Task", by: str | None, base: str | None, url: str | None, model: str | None) -> bool:

@@ -12,13 +12,28 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperGroup
 
 from oppu.cli.options import quiet_libraries
 from oppu.cli.progress import meter
 from oppu.errors import ConfigError
-from oppu.evaluate.study import Outcome, Study, all_studies, is_number, run_study, shown
+from oppu.evaluate.study import Outcome, Study, all_studies, is_number, run_study, shown, study_in
+
+
+class _Studies(TyperGroup):
+    """The studies by name; and one of one's own by the path of its file."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of a name or a file; None: there is none."""
+        if not cmd_name.endswith(".py"):
+            return super().get_command(ctx, cmd_name)
+        app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+        _add(app, study_in(Path(cmd_name)))
+        return typer.main.get_command(app)
+
 
 study_app = typer.Typer(
+    cls=_Studies,
     help="Studies of the paper, and of what it leaves open: one figure and one table each.",
     invoke_without_command=True,
 )
@@ -31,12 +46,12 @@ def register(app: typer.Typer) -> None:
     """Add a command for each study."""
     app.add_typer(study_app, name="study")
     for study in all_studies():
-        study_app.command(study.name, help=inspect.cleandoc(study.help))(_command(study))
+        _add(study_app, study)
 
 
 @study_app.callback(invoke_without_command=True)
 def study(context: typer.Context) -> None:
-    """List the studies.
+    """List the studies; the path of a file with a study of your own stands for a name.
 
     Example: `oppu study`
     """
@@ -48,6 +63,10 @@ def study(context: typer.Context) -> None:
             table.add_row(each.name, each.source or "–", each.summary)
         Console().print(table)
         typer.echo("\none of them: oppu study NAME --help")
+
+
+def _add(app: typer.Typer, study: Study) -> None:
+    app.command(study.name, help=inspect.cleandoc(study.help))(_command(study))
 
 
 def _command(study: Study) -> Callable[..., None]:

@@ -1,6 +1,7 @@
 """`oppu adapt` and `oppu personalize`."""
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -35,10 +36,17 @@ from oppu.cli.options import (
     changed,
     changed_training,
     quiet_libraries,
+    some_of,
 )
-from oppu.cli.progress import meter
+from oppu.cli.progress import Meter, Tally, meter
 from oppu.errors import ConfigError
 from oppu.model.embedded import EMBEDDED
+
+if TYPE_CHECKING:
+    from oppu.model.engine import Progress
+    from oppu.records import User
+    from oppu.scale.ray import Work
+    from oppu.store import Store
 
 
 def register(app: typer.Typer) -> None:
@@ -159,15 +167,12 @@ def personalize(
 
     Example: `oppu personalize --task movie_tagging --data data/movies --store my-store --base movies`
     """
-    from collections import Counter
-
     from oppu.data import read_dataset
     from oppu.describe.stored import profiles_from
     from oppu.examples import Setting
-    from oppu.model.engine import Progress
-    from oppu.personalize import Plan, base_of, family_in, longest_histories
-    from oppu.personalize import personalize as run
+    from oppu.personalize import Plan, family_in, longest_histories
     from oppu.recipes import recipe_for
+    from oppu.scale.ray import StorePlace, Work
     from oppu.store import Store
     from oppu.store.opening import shown_address
     from oppu.tasks import find_task
@@ -178,8 +183,6 @@ def personalize(
     found = find_task(task)
     chosen = longest_histories(read_dataset(data, found).users, users)
     profiles_of = profiles_from(profiles)
-    counts: Counter[str] = Counter()
-    tokens = 0
     with quiet_libraries(), Store(store, files) as opened, meter() as shown:
         train = changed_training(
             recipe_for(family_in(opened, base), found).personal,
@@ -194,42 +197,37 @@ def personalize(
             batch_size=batch_size,
             seed=seed,
         )
-        plan = Plan(
-            found,
-            train,
-            Setting(k=k, retriever=retriever, profile=profiles is not None, seed=seed),
-            newest,
-        )
-
-        def progress(news: Progress) -> None:
-            nonlocal tokens
-            tokens += news.tokens
-            shown.show("training users", sum(counts.values()), len(chosen), tokens)
-
+        setting = Setting(k=k, retriever=retriever, profile=profiles is not None, seed=seed)
         given = profiles_of(opened, found, chosen)
-        if given is not None and (without := [user.id for user in chosen if user.id not in given]):
-            some = ", ".join(without[:3]) + (", ..." if len(without) > 3 else "")
-            shown.say(f"without a profile, and trained on prompts without one: {len(without)} users ({some})")
         machine = changed(Machine(), slots=slots, tokens_per_pass=tokens_per_pass, trunk_folder=trunk)
-        if ray is None:
-            loaded = base_of(opened, base, device=device, dtype=dtype, quantize=quantize)
-            results = run(opened, loaded, plan, chosen, given, machine, progress)
-        else:
-            from oppu.scale.cluster import Cluster
-            from oppu.scale.ray import StorePlace, Work, personalize_on_ray
+        plan, place = Plan(found, train, setting, newest), StorePlace(store, files)
+        work = Work(place, base, plan, given, machine, device, dtype, quantize)
+        tally = _personalized(opened, work, chosen, (ray, ray_workers), shown)
+    tally.close(f"modules in {shown_address(store)}")
 
-            work = Work(StorePlace(store, files), base, plan, given, machine, device, dtype, quantize)
-            results = personalize_on_ray(work, chosen, Cluster(ray, ray_workers), progress, shown.say)
-        for result in results:
-            counts[result.status] += 1
-            shown.show("training users", sum(counts.values()), len(chosen), tokens)
-            if result.status == "no history":
-                shown.say(f"user {result.user_id} has no history and gets the base model")
-            if result.status == "failed":
-                shown.say(result.reason)
-    typer.echo(
-        ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-        + f"; modules in {shown_address(store)}"
-    )
-    if counts["failed"]:
-        raise typer.Exit(1)
+
+def _personalized(
+    store: "Store", work: "Work", users: Sequence["User"], ray: tuple[str | None, int | None], shown: Meter
+) -> Tally:
+    """Everybody trained, here or on the workers of Ray (address, number), and what became of them."""
+    from oppu.personalize import base_of, personalize
+    from oppu.scale.cluster import Cluster
+    from oppu.scale.ray import personalize_on_ray
+
+    profiles, (address, workers) = work.profiles, ray
+    if profiles is not None and (without := [user.id for user in users if user.id not in profiles]):
+        shown.say(f"without a profile, and trained on prompts without one: {len(without)} users ({some_of(without)})")
+    tally = Tally(shown, "training users", len(users))
+
+    def progress(news: "Progress") -> None:
+        tally.work(news.tokens)
+
+    if address is None:
+        base = base_of(store, work.base, device=work.device, dtype=work.dtype, quantize=work.quantize)
+        results = personalize(store, base, work.plan, users, profiles, work.machine, progress)
+    else:
+        results = personalize_on_ray(work, users, Cluster(address, workers), progress, shown.say)
+    for result in results:
+        without_history = f"user {result.user_id} has no history and gets the base model"
+        tally.add(result.status, without_history if result.status == "no history" else result.reason)
+    return tally

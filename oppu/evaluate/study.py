@@ -13,6 +13,7 @@ import json
 import math
 import pkgutil
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field
 from importlib import import_module
@@ -120,6 +121,26 @@ def all_studies() -> tuple[Study, ...]:
     """Those in `studies/`, by name."""
     names = sorted(module.name for module in pkgutil.iter_modules(studies.__path__))
     return tuple(import_module(f"{studies.__name__}.{name}").STUDY for name in names)
+
+
+def study_in(file: Path) -> Study:
+    """The STUDY of a Python file of one's own. The file is run, and its folder put on the path.
+
+    ConfigError where it cannot be run, or has none.
+    """
+    if not file.is_file():
+        raise ConfigError("there is no such file", where=str(file), fix="see `oppu study` for the studies there are")
+    known = sys.modules.get(file.stem)
+    if known is not None and getattr(known, "__file__", None) != str(file.resolve()):
+        raise ConfigError(f"a module is called {file.stem} already", where=str(file), fix="give the file another name")
+    sys.path.insert(0, str(file.resolve().parent))  # its own imports, and those of its measurements' processes
+    try:
+        found = getattr(import_module(file.stem), "STUDY", None)
+    except Exception as error:  # whatever the file may raise
+        raise ConfigError(f"cannot be run ({type(error).__name__}: {error})", where=str(file)) from error
+    if not isinstance(found, Study):
+        raise ConfigError("has no STUDY", where=str(file), fix="end it with `STUDY = Study(...)`")
+    return found
 
 
 def run_study(

@@ -20,12 +20,24 @@ from oppu.model.quantize import check_mergeable
 class Bank:
     """The modules of U users over one base model. `attach()` plugs them in; the base itself is never changed."""
 
-    def __init__(self, model: PreTrainedModel, config: ModuleConfig, slots: int) -> None:
-        """`config`: the kind, and the largest shape that a module in this bank may have."""
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        config: ModuleConfig,
+        slots: int,
+        *,
+        kind: Kind | None = None,
+        stacked: bool | None = None,
+    ) -> None:
+        """`config`: the kind, and the largest shape that a module in this bank may have.
+
+        `kind`: `config` as laid out for the model, where that is done already. `stacked`: whether the products of all
+        users of a pass are computed together; None: as it is faster.
+        """
         self.config = config
         self.slots = slots
         self._model = model
-        self._kind: Kind = config.lay_out(model)
+        self._kind: Kind = kind if kind is not None else config.lay_out(model)
         device = model.device
         self.values = torch.zeros(slots, self._kind.size, device=device)
         """[U, P] parameters, float32."""
@@ -34,7 +46,16 @@ class Bank:
         anchor = torch.zeros(1, device=device, requires_grad=True)
         self._configs: list[ModuleConfig] = [config] * slots
         self._streams: dict[int, torch.Generator] = {}
-        self._lines = Lines(self.values, self.grads, anchor, self._configs, self._streams)
+        self._lines = Lines(
+            self.values,
+            self.grads,
+            anchor,
+            self._configs,
+            self._streams,
+            torch.full((slots,), config.scale, device=device),
+            torch.full((slots,), config.rank, device=device),
+            stacks_on(device) if stacked is None else stacked,
+        )
 
     @property
     def size(self) -> int:
@@ -67,7 +88,7 @@ class Bank:
     def copy(self, slot: int, to: int) -> None:
         """The module of one slot in another, too."""
         self.values[to] = self.values[slot]
-        self._configs[to] = self._configs[slot]
+        self._shape(to, self._configs[slot])
 
     def module(self, slot: int) -> Module:
         """A copy of a slot's module, as it is stored."""
@@ -98,9 +119,14 @@ class Bank:
 
     def _clear(self, slot: int, config: ModuleConfig) -> dict[str, torch.Tensor]:
         """Empty a slot's line and give it a shape; returns its tensors as views."""
-        self._configs[slot] = config
+        self._shape(slot, config)
         self.values[slot] = 0
         return self._kind.views(self.values[slot], config)
+
+    def _shape(self, slot: int, config: ModuleConfig) -> None:
+        self._configs[slot] = config
+        self._lines.scales[slot] = config.scale
+        self._lines.ranks[slot] = config.rank
 
     def _wrong_tensors(self, module: Module, config: ModuleConfig) -> list[str]:
         """What of the tensors does not fit, by name."""
@@ -111,6 +137,11 @@ class Bank:
             found, shape = tuple(module.tensors[name].shape), expected[name]
             wrong += [f"{name} is {list(found)}, not {list(shape)}"] if found != shape else []
         return sorted(wrong)
+
+
+def stacks_on(device: torch.device) -> bool:
+    """Whether products of many users are faster stacked there: on CUDA each launch costs, on a CPU each copy."""
+    return device.type == "cuda"
 
 
 def portable(model: PreTrainedModel, module: Module) -> Module:

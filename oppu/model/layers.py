@@ -33,9 +33,8 @@ def on_top_layers(model: PreTrainedModel, config: ModuleConfig, count: int) -> M
     return dataclasses.replace(config, targets=kept)  # type: ignore[call-arg]
 
 
-def first_layer(model: PreTrainedModel, config: ModuleConfig) -> int:
-    """The lowest decoder layer that modules of these settings touch; 0 also where that cannot be told."""
-    names = config.lay_out(model).target_names()
+def first_layer(model: PreTrainedModel, names: Sequence[str]) -> int:
+    """The lowest decoder layer that modules on the layers of these `names` touch; 0 also where that cannot be told."""
     try:
         prefix, _ = _decoder_layers(model)
     except ConfigError:

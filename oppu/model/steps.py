@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-Spans = tuple[tuple[int, int, int], ...]
+from oppu.model.blocks import Spans
 
 
 class StepModules:

@@ -25,7 +25,6 @@ import torch
 from oppu.model.base import Base
 from oppu.model.embedded import cache_folder
 from oppu.model.forward import SlotRow
-from oppu.model.kinds import ModuleConfig
 from oppu.model.layers import SplitModel, first_layer, split_model
 from oppu.model.tokens import Encoded
 
@@ -78,9 +77,9 @@ class Trunk:
 
 
 @contextmanager
-def trunk_below(base: Base, config: ModuleConfig, max_bytes: int, folder: Path | None = None) -> Iterator[Trunk | None]:
-    """The trunk below modules of these settings; None where they touch the lowest layer, or the model cannot be cut."""
-    split = split_model(base.model, first_layer(base.model, config))
+def trunk_below(base: Base, names: Sequence[str], max_bytes: int, folder: Path | None = None) -> Iterator[Trunk | None]:
+    """The trunk below modules on the layers of these `names`; None: they touch the lowest, or the model is not cut."""
+    split = split_model(base.model, first_layer(base.model, names))
     if split is None:
         yield None
         return

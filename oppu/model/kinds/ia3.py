@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from oppu.errors import ConfigError, ModelError
 from oppu.model.attention import current_layout
+from oppu.model.blocks import Blocks, Spans
 from oppu.model.kinds.kind import (
     PREFIX,
     Kind,
@@ -153,8 +154,7 @@ class Ia3(Kind):
                 slots = torch.tensor([slot for slot, _, _ in layout.spans], device=x.device)
                 scales = torch.where(slots[:, None] >= 0, values[slots.clamp(min=0)], 1.0)
                 return (flat * scales.to(flat.dtype)).view(x.shape)
-            scaled: torch.Tensor = _SlotScale.apply(flat, lines.anchor, values, grads, layout.spans)  # type: ignore[no-untyped-call]
-            return scaled.view(x.shape)
+            return _scaled(flat, lines.anchor, values, grads, layout.spans, lines.blocks(layout)).view(x.shape)
 
         if place.is_feedforward:
 
@@ -169,6 +169,20 @@ class Ia3(Kind):
         return layer.register_forward_hook(after)  # type: ignore[no-any-return]
 
 
+def _scaled(
+    x: torch.Tensor,
+    anchor: torch.Tensor,
+    values: torch.Tensor,
+    grads: torch.Tensor,
+    spans: Spans,
+    blocks: Blocks | None,
+) -> torch.Tensor:
+    """x [T, D] rescaled by values [U, D]: span by span, or in blocks where these are given."""
+    if blocks is None:
+        return _SlotScale.apply(x, anchor, values, grads, spans)  # type: ignore[no-any-return, no-untyped-call]
+    return _StackedScale.apply(x, anchor, values, grads, blocks)  # type: ignore[no-any-return, no-untyped-call]
+
+
 class _SlotScale(torch.autograd.Function):
     """x * values[slot] for spans of tokens [T, D]; backward adds to the slots' own gradients [U, D]."""
 
@@ -179,7 +193,7 @@ class _SlotScale(torch.autograd.Function):
         anchor: torch.Tensor,
         values: torch.Tensor,
         grads: torch.Tensor,
-        spans: tuple[tuple[int, int, int], ...],
+        spans: Spans,
     ) -> torch.Tensor:
         y = x.clone()
         for slot, start, end in spans:
@@ -195,9 +209,31 @@ class _SlotScale(torch.autograd.Function):
         grad_x = grad.clone() if ctx.needs_input_grad[0] else None
         for slot, start, end in ctx.spans:
             if slot >= 0:
-                ctx.grads[slot] += (grad[start:end].float() * x[start:end].float()).sum(0)
+                ctx.grads[slot] += (grad[start:end].to(ctx.grads.dtype) * x[start:end].to(ctx.grads.dtype)).sum(0)
                 if grad_x is not None:
                     grad_x[start:end] *= ctx.values[slot].to(grad_x.dtype)
+        return grad_x, None, None, None, None
+
+
+class _StackedScale(torch.autograd.Function):
+    """What `_SlotScale` gives, by a product over all blocks of tokens instead of one for each user."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, anchor: torch.Tensor, values: torch.Tensor, grads: torch.Tensor, blocks: Blocks
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        ctx.values, ctx.grads, ctx.blocks = values, grads, blocks
+        return blocks.put(blocks.cut(x) * values[blocks.slots][:, None].to(x.dtype), x.clone())
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        blocks: Blocks = ctx.blocks
+        xs, gs = blocks.cut(x), blocks.cut(grad)
+        own = ctx.values[blocks.slots][:, None]  # [n, 1, D]
+        blocks.add((gs.to(ctx.grads.dtype) * xs.to(ctx.grads.dtype) * blocks.filled).sum(1), ctx.grads)
+        grad_x = blocks.put(gs * own.to(gs.dtype), grad.clone()) if ctx.needs_input_grad[0] else None
         return grad_x, None, None, None, None
 
 

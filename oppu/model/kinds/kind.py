@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from oppu.errors import ConfigError
 from oppu.model.attention import Layout
+from oppu.model.blocks import Blocks, blocks_of
 from oppu.model.module import Module, Shape
 
 PREFIX = "base_model.model."
@@ -47,6 +48,16 @@ class ModuleConfig:
     def virtual_tokens(self) -> int:
         """How many virtual tokens stand before a user's text."""
         return 0
+
+    @property
+    def rank(self) -> int:
+        """Rank of a module; 0: it has none."""
+        return 0
+
+    @property
+    def scale(self) -> float:
+        """What a module's update is multiplied by."""
+        return 1.0
 
     def lay_out(self, model: PreTrainedModel) -> "Kind":
         """The kind for one model; ConfigError where the model has no such layers."""
@@ -135,6 +146,16 @@ class Lines:
     """The settings of the module in each slot."""
     streams: dict[int, torch.Generator]
     """Random streams for dropout, by slot."""
+    scales: torch.Tensor
+    """[U]: what the module in each slot is scaled by, where the values lie."""
+    ranks: torch.Tensor
+    """[U]: its rank."""
+    stacked: bool
+    """Whether one product serves all users of a pass; else each has its own."""
+
+    def blocks(self, layout: Layout) -> Blocks | None:
+        """The pass in blocks of one slot each; None: there is nothing to stack, or it shall not be."""
+        return blocks_of(layout.spans, self.values.device) if self.stacked and len(layout.spans) > 1 else None
 
 
 @dataclass(frozen=True, slots=True)

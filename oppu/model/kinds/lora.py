@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from oppu.errors import ModelError
 from oppu.model.attention import Layout, current_layout
+from oppu.model.blocks import Blocks, Spans
 from oppu.model.kinds.kind import PREFIX, Kind, Lines, ModuleConfig, Target, find_targets, is_step, layer_names
 from oppu.model.module import Module
 from oppu.model.steps import StepModules, slots_of
@@ -149,7 +150,7 @@ class Lora(Kind):
 
     def _hook(self, place: _Place, lines: Lines, steps: "_Steps") -> Callable[..., torch.Tensor]:
         rank = self._config.rank
-        layer = _Layer(*place.both(lines.values, rank), *place.both(lines.grads, rank), lines.configs)
+        layer = _Layer(*place.both(lines.values, rank), *place.both(lines.grads, rank), lines.configs, lines.scales)
 
         def add_delta(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
             layout = current_layout()
@@ -159,7 +160,7 @@ class Lora(Kind):
             if is_step(layout, x):
                 return steps.add(place.target, layer, layout, x, output)
             flat = _drop(x, layout, lines.streams, self._config.dropout).reshape(-1, place.target.in_features).float()
-            delta: torch.Tensor = _SlotLora.apply(flat, lines.anchor, layer, layout.spans)  # type: ignore[no-untyped-call]
+            delta = _delta(flat, lines.anchor, layer, layout.spans, lines.blocks(layout))
             return output + delta.to(output.dtype).view(output.shape)
 
         return add_delta
@@ -174,6 +175,8 @@ class _Layer:
     grad_a: torch.Tensor
     grad_b: torch.Tensor
     configs: list[LoraConfig]
+    scales: torch.Tensor
+    """[U], those of `configs`."""
 
 
 class _Steps:
@@ -197,6 +200,13 @@ class _Steps:
         return output + delta.to(output.dtype).view(output.shape)
 
 
+def _delta(x: torch.Tensor, anchor: torch.Tensor, layer: _Layer, spans: Spans, blocks: Blocks | None) -> torch.Tensor:
+    """The term added for x [T, I], [T, O]: span by span, or in blocks where these are given."""
+    if blocks is None:
+        return _SlotLora.apply(x, anchor, layer, spans)  # type: ignore[no-any-return, no-untyped-call]
+    return _StackedLora.apply(x, anchor, layer, blocks)  # type: ignore[no-any-return, no-untyped-call]
+
+
 class _SlotLora(torch.autograd.Function):
     """scale * x @ a[slot].T @ b[slot].T for spans of tokens [T, I] -> [T, O]; see the file's formula.
 
@@ -204,9 +214,7 @@ class _SlotLora(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, anchor: torch.Tensor, layer: _Layer, spans: tuple[tuple[int, int, int], ...]
-    ) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, anchor: torch.Tensor, layer: _Layer, spans: Spans) -> torch.Tensor:
         y = x.new_zeros(x.shape[0], layer.b.shape[1])
         for slot, start, end in spans:
             if slot >= 0:
@@ -229,6 +237,31 @@ class _SlotLora(torch.autograd.Function):
                 layer.grad_b[slot].addmm_(gs.T, (xs @ layer.a[slot].T).mul_(scale))
                 if grad_x is not None:
                     torch.mm(through, layer.a[slot], out=grad_x[start:end])
+        return grad_x, None, None, None
+
+
+class _StackedLora(torch.autograd.Function):
+    """What `_SlotLora` gives, by a product over all blocks of tokens instead of one for each user."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, anchor: torch.Tensor, layer: _Layer, blocks: Blocks) -> torch.Tensor:
+        a, b = layer.a[blocks.slots], layer.b[blocks.slots]  # [n, R, I], [n, O, R]
+        low = torch.bmm(blocks.cut(x), a.mT).mul_(blocks.own(layer.scales))  # [n, m, R]
+        ctx.save_for_backward(x)
+        ctx.layer, ctx.blocks = layer, blocks
+        return blocks.put(torch.bmm(low, b.mT), x.new_zeros(x.shape[0], b.shape[1]))
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        layer: _Layer = ctx.layer
+        blocks: Blocks = ctx.blocks
+        a, b, own = layer.a[blocks.slots], layer.b[blocks.slots], blocks.own(layer.scales)
+        xs, gs = blocks.cut(x), blocks.cut(grad)
+        through = torch.bmm(gs, b).mul_(own)  # [n, m, R]
+        blocks.add(torch.bmm(through.mT, xs), layer.grad_a)
+        blocks.add(torch.bmm(gs.mT, torch.bmm(xs, a.mT).mul_(own)), layer.grad_b)
+        grad_x = blocks.put(torch.bmm(through, a), torch.zeros_like(x)) if ctx.needs_input_grad[0] else None
         return grad_x, None, None, None
 
 

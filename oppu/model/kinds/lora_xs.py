@@ -25,6 +25,7 @@ from transformers.pytorch_utils import Conv1D
 
 from oppu.errors import ConfigError
 from oppu.model.attention import current_layout
+from oppu.model.blocks import Blocks, Spans
 from oppu.model.embedded import cache_folder
 from oppu.model.kinds.kind import Kind, Lines, ModuleConfig, Target, find_targets, is_step
 from oppu.model.kinds.lora import LoraConfig, add_to_weight, lora_names, lora_peft_config, query_and_value
@@ -131,7 +132,9 @@ class LoraXs(Kind):
         values, grads = (part.view(-1, *self._shape) for part in (lines.values, lines.grads))
         return [
             self._model.get_submodule(target.name).register_forward_hook(
-                _hook(_Layer(*halves, values[:, place], grads[:, place], lines.configs), lines)
+                _hook(
+                    _Layer(*halves, values[:, place], grads[:, place], lines.configs, lines.scales, lines.ranks), lines
+                )
             )
             for place, (target, halves) in enumerate(zip(self.targets, self._halves, strict=True))
         ]
@@ -164,6 +167,10 @@ class _Layer:
     cores: torch.Tensor
     grads: torch.Tensor
     configs: list[LoraXsConfig]
+    scales: torch.Tensor
+    """[U], those of `configs`."""
+    ranks: torch.Tensor
+    """[U], those of `configs`."""
 
 
 def _hook(layer: _Layer, lines: Lines) -> Callable[..., torch.Tensor]:
@@ -175,7 +182,7 @@ def _hook(layer: _Layer, lines: Lines) -> Callable[..., torch.Tensor]:
         if is_step(layout, x):
             delta = _step(x, layer, [slot for slot, _, _ in layout.spans])
         else:
-            delta = _SlotCore.apply(x, lines.anchor, layer, layout.spans)  # type: ignore[no-untyped-call]
+            delta = _delta(x, lines.anchor, layer, layout.spans, lines.blocks(layout))
         return output + delta.to(output.dtype).view(output.shape)
 
     return add_delta
@@ -189,6 +196,13 @@ def _step(x: torch.Tensor, layer: _Layer, slots: Sequence[int]) -> torch.Tensor:
     return middle @ layer.b.T
 
 
+def _delta(x: torch.Tensor, anchor: torch.Tensor, layer: _Layer, spans: Spans, blocks: Blocks | None) -> torch.Tensor:
+    """The term added for x [T, I], [T, O]: span by span, or in blocks where these are given."""
+    if blocks is None:
+        return _SlotCore.apply(x, anchor, layer, spans)  # type: ignore[no-any-return, no-untyped-call]
+    return _StackedCore.apply(x, anchor, layer, blocks)  # type: ignore[no-any-return, no-untyped-call]
+
+
 class _SlotCore(torch.autograd.Function):
     """scale * x @ A.T @ cores[slot].T @ B.T for spans of tokens [T, I] -> [T, O]; see the file's formula.
 
@@ -196,9 +210,7 @@ class _SlotCore(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, anchor: torch.Tensor, layer: _Layer, spans: tuple[tuple[int, int, int], ...]
-    ) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, anchor: torch.Tensor, layer: _Layer, spans: Spans) -> torch.Tensor:
         low = x @ layer.a.T
         middle = torch.zeros_like(low)
         for slot, start, end in spans:
@@ -220,6 +232,32 @@ class _SlotCore(torch.autograd.Function):
                 layer.grads[slot, :rank, :rank].addmm_(gs[:, :rank].T, low[start:end, :rank])
                 torch.mm(gs, layer.cores[slot], out=through[start:end])
         return through @ layer.a if ctx.needs_input_grad[0] else None, None, None, None
+
+
+class _StackedCore(torch.autograd.Function):
+    """What `_SlotCore` gives, by a product over all blocks of tokens instead of one for each user."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, anchor: torch.Tensor, layer: _Layer, blocks: Blocks) -> torch.Tensor:
+        low = x @ layer.a.T
+        middle = torch.bmm(blocks.cut(low), layer.cores[blocks.slots].mT).mul_(blocks.own(layer.scales))  # [n, m, R]
+        ctx.save_for_backward(low)
+        ctx.layer, ctx.blocks = layer, blocks
+        return blocks.put(middle, torch.zeros_like(low)) @ layer.b.T
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (low,) = ctx.saved_tensors
+        layer: _Layer = ctx.layer
+        blocks: Blocks = ctx.blocks
+        high = blocks.cut(grad @ layer.b).mul_(blocks.own(layer.scales))  # [n, m, R]
+        used = torch.arange(low.shape[1], device=low.device) < layer.ranks[blocks.slots][:, None]  # [n, R]
+        found = torch.bmm(high.mT, blocks.cut(low))
+        blocks.add(found.masked_fill_(~(used[:, :, None] & used[:, None, :]), 0), layer.grads)
+        if not ctx.needs_input_grad[0]:
+            return None, None, None, None
+        through = blocks.put(torch.bmm(high, layer.cores[blocks.slots]), torch.zeros_like(low))
+        return through @ layer.a, None, None, None
 
 
 _KNOWN: WeakKeyDictionary[PreTrainedModel, dict[tuple[Any, ...], list[Halves]]] = WeakKeyDictionary()

@@ -1,83 +1,22 @@
-"""The earlier texts that go with a query (R of section 2.2): bm25, random, recent. Knows strings and times, not users.
+"""Okapi BM25 (rank_bm25's BM25Okapi), as if it were built anew on the texts before each query.
 
-In: texts with their times, a query, and the time that a text must lie before. Out: indices of texts, best first.
-For every `before` the later texts do not exist, not even in BM25's counts: each score is what rank_bm25's BM25Okapi,
-built anew on the earlier texts, would give. bm25s cuts the words; its index is not used, because it fixes the idf and
-the mean length when it is built, and it has no idf with Okapi's floor.
+bm25s cuts the words; its index is not used, because it fixes the idf and the mean length when it is built, and it has
+no idf with Okapi's floor.
 """
 
-import hashlib
-import random
-from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isnan
-from typing import Protocol, Self
+from typing import Self
 
 import bm25s
 import numpy as np
 from numpy.typing import NDArray
 
-from oppu.errors import ConfigError, DataError
+from oppu.retrieval.retriever import Retriever, Timeline, newest_first
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-
-
-class Retriever(Protocol):
-    """Texts with times, ready to be searched."""
-
-    def top(self, query: str, k: int, before: float | None = None) -> tuple[int, ...]:
-        """Indices of at most `k` texts of a time < `before` (None: all), best first; ties: newer first."""
-
-
-RetrieverFactory = Callable[[Sequence[str], Sequence[float], int], Retriever]
-"""Makes a retriever of texts, their times and a seed."""
-
-
-class Timeline:
-    """Texts in order of time; a position is a place in this order. Of equal times, the one that came later is newer."""
-
-    def __init__(self, times: Sequence[float]) -> None:
-        self.order = tuple(sorted(range(len(times)), key=times.__getitem__))
-        """order[position] is the text's index; oldest first."""
-        self._times = tuple(times[index] for index in self.order)
-
-    def earlier(self, before: float | None) -> int:
-        """The number of texts of a time < `before`; they are the positions 0 to that number."""
-        return len(self._times) if before is None else bisect_left(self._times, before)
-
-    def indices(self, positions: Iterable[int]) -> tuple[int, ...]:
-        """The texts at these positions."""
-        return tuple(self.order[position] for position in positions)
-
-
-class Recent:
-    """The newest texts, whatever the query."""
-
-    def __init__(self, texts: Sequence[str], times: Sequence[float], seed: int = 0) -> None:
-        self._timeline = Timeline(times)
-
-    def top(self, query: str, k: int, before: float | None = None) -> tuple[int, ...]:
-        """The `k` newest texts earlier than `before`, newest first."""
-        return self._timeline.indices(_newest_first(self._timeline.earlier(before))[:k])
-
-
-class Random:
-    """Texts drawn uniformly without replacement; the same in every process for the same seed, query and `before`."""
-
-    def __init__(self, texts: Sequence[str], times: Sequence[float], seed: int = 0) -> None:
-        self._timeline = Timeline(times)
-        self._seed = seed
-
-    def top(self, query: str, k: int, before: float | None = None) -> tuple[int, ...]:
-        """`k` texts earlier than `before`, in the order drawn."""
-        count = self._timeline.earlier(before)
-        # not hash(): that differs from process to process
-        key = repr((self._seed, query, None if before is None else float(before))).encode()
-        generator = random.Random(int.from_bytes(hashlib.blake2b(key, digest_size=16).digest(), "big"))
-        return self._timeline.indices(generator.sample(range(count), min(k, count)))
 
 
 @dataclass(frozen=True)
@@ -117,7 +56,7 @@ class Postings:
         return places, df
 
 
-class BM25:
+class BM25(Retriever):
     """Okapi BM25 over the texts earlier than `before`, with rank_bm25's parameters and its floor under the idf.
 
     score(q, d) = sum over w in q of idf(w) * tf(w, d) * (k1 + 1) / (tf(w, d) + k1 * (1 - b + b * |d| / mean |d|)),
@@ -125,6 +64,7 @@ class BM25:
     N, df and both means are those of the earlier texts. A query that shares no word with them: newest first.
     """
 
+    name = "bm25"
     k1 = 1.5
     b = 0.75
     epsilon = 0.25
@@ -138,10 +78,10 @@ class BM25:
     def top(self, query: str, k: int, before: float | None = None) -> tuple[int, ...]:
         """The `k` texts earlier than `before` that score highest; scores that agree to nine decimals are ties."""
         count = self._timeline.earlier(before)
-        newest_first = np.array(_newest_first(count), dtype=np.int64)
+        newest = np.array(newest_first(count), dtype=np.int64)
         # equal sums may differ in their last bits, which must not decide
         scores = np.round(self.scores(query, count), 9)
-        best = newest_first[np.argsort(-scores[newest_first], kind="stable")]
+        best = newest[np.argsort(-scores[newest], kind="stable")]
         return self._timeline.indices(best[:k].tolist())
 
     def scores(self, query: str, count: int) -> Floats:
@@ -162,25 +102,6 @@ class BM25:
         return np.bincount(positions, np.repeat(repeats * idf, df) * gain, minlength=count).astype(np.float64)
 
 
-RETRIEVERS: dict[str, RetrieverFactory] = {"bm25": BM25, "random": Random, "recent": Recent}
-"""Every retriever by name; one's own is added with `RETRIEVERS["mine"] = make_mine`."""
-
-
-def make_retriever(name: str, texts: Sequence[str], times: Sequence[float], seed: int = 0) -> Retriever:
-    """The retriever of that name over texts and their times; texts need not be in order of time.
-
-    Raises ConfigError for an unknown name, DataError for a time that is not a number, ValueError for unequal lengths.
-    """
-    if name not in RETRIEVERS:
-        raise ConfigError(f"unknown retriever '{name}'", fix=f"use one of: {', '.join(RETRIEVERS)}")
-    if len(texts) != len(times):
-        raise ValueError(f"{len(texts)} texts but {len(times)} times")
-    timeless = [f"text {index} has a time that is not a number" for index, time in enumerate(times) if isnan(time)]
-    if timeless:
-        raise DataError(timeless, where=f"retriever '{name}'", fix="give every text a time, or its position")
-    return RETRIEVERS[name](texts, times, seed)
-
-
 # differs from the paper: its code splits at white space, so that "film." is not "film"; here a word is a run of
 # letters and digits in lower case, and no word is left out
 _WORDS = {"token_pattern": r"\w+", "lower": True, "stopwords": [], "show_progress": False}
@@ -189,10 +110,6 @@ _WORDS = {"token_pattern": r"\w+", "lower": True, "stopwords": [], "show_progres
 def _words(text: str) -> list[str]:
     words: list[str] = bm25s.tokenize([text], **_WORDS, return_ids=False)[0]
     return words
-
-
-def _newest_first(count: int) -> range:
-    return range(count - 1, -1, -1)
 
 
 def _mean_idf_by_count(postings: Postings) -> Floats:
