@@ -5,12 +5,13 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from conftest import tiny_model, tiny_tokenizer
 from test_bank import MIXES, Spans
 from test_kinds import CONFIG, OURS, XS
 from test_train import difference, jobs
 
 from oppu.model import bank
-from oppu.model.base import Base
+from oppu.model.base import Base, make_base
 from oppu.model.blocks import Blocks, blocks_of
 from oppu.model.kinds import ModuleConfig, ia3, lora, lora_xs
 from oppu.model.kinds.lora import LoraConfig
@@ -184,3 +185,15 @@ def modules(base: Base, config: TrainConfig, shapes: list[ModuleConfig | None]) 
     company = jobs(["long", "medium", "short"])
     given = [replace(job, module=shape) for job, shape in zip(company, shapes, strict=True)]
     return {t.user_id: dict(t.module.tensors) for t in train(base, given, config, Machine(slots=3))}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("kind", [*OURS, "lora-xs"])
+def test_on_cuda_users_trained_together_get_the_modules_of_the_cpu(kind: str) -> None:
+    assert bank.stacks_on(torch.device("cuda"))
+    config = replace(CONFIG, module={**OURS, "lora-xs": XS}[kind])
+    bases = [make_base("tiny", tiny_model().to(device), tiny_tokenizer()) for device in ("cpu", "cuda")]
+    here, there = (modules(base, config, [None, None, None]) for base in bases)
+    for user, tensors in here.items():
+        assert difference(there[user], tensors) < 1e-3
