@@ -14,7 +14,7 @@ from typing import NoReturn
 import pytest
 import torch
 from sqlalchemy import inspect
-from store_samples import HISTORY, module_folders, notes, same, tiny_module, told_of, whose
+from store_samples import HISTORY, held, module_folders, notes, same, tiny_module, told_of, under_way, whose
 
 from oppu.errors import StoreError, UnknownUserError
 from oppu.model.module import Module
@@ -202,6 +202,69 @@ def test_profiles_of_which_one_is_wrong_are_not_put_at_all(store: Store) -> None
     assert store.profiles("movie_tagging") == ()
 
 
+# what is under way
+
+
+def test_a_checkpoint_comes_back_as_it_was_put_and_is_replaced(store: Store) -> None:
+    for user in ("ann", "bob"):
+        store.put_history(user, "movie_tagging", HISTORY)
+    store.put_checkpoints([under_way("ann"), under_way("bob"), under_way("ann", b"in company", setting="k1")])
+    store.put_checkpoints([under_way("ann", b"further")])
+    assert (held(store, "ann"), held(store, "bob"), held(store, "ann", setting="k1")) == (
+        b"further", b"under way", b"in company",
+    )  # fmt: skip
+    assert held(store, "ann", fingerprint="q" * 64) is None
+    assert held(store, "ann", base_fingerprint="e" * 64) is None
+    assert len(module_folders(store, "checkpoints")) == 3
+    assert notes(store) == 0
+
+
+def test_a_checkpoint_goes_with_its_module_and_no_other_does(store: Store) -> None:
+    store.put_history("ann", "movie_tagging", HISTORY)
+    store.put_history("ann", "news_headline", HISTORY)
+    others: list[dict[str, str]] = [{"setting": "k1"}, {"base_fingerprint": "e" * 64}, {"task": "news_headline"}]
+    store.put_checkpoints([under_way(), *(under_way(**other) for other in others)])
+    store.put_module(tiny_module(), **whose("ann"))
+    assert held(store) is None
+    assert [held(store, **other) for other in others] == [b"under way"] * 3
+    assert len(module_folders(store, "checkpoints")) == 3
+    for other in others:
+        gone = under_way(**other)
+        store.drop_checkpoint("ann", gone.task, gone.setting, gone.base_fingerprint)
+    store.drop_checkpoint("ann", "movie_tagging", "k0", "f" * 64)  # there is none
+    assert [held(store, **other) for other in others] == [None] * 3
+    assert module_folders(store, "checkpoints") == []
+    assert notes(store) == 0
+
+
+def test_a_checkpoint_makes_nobody_known(store: Store) -> None:
+    store.put_history("ann", "movie_tagging", HISTORY)
+    store.put_history("bob", "movie_tagging", HISTORY)
+    store.put_checkpoints([under_way("bob")])
+    store.delete_user("bob")  # while a module of bob's is trained
+    store.put_checkpoints([under_way("bob"), under_way("ann"), under_way("ann", task="news_headline")])
+    assert store.users() == ("ann",)
+    assert (held(store, "ann"), held(store, "bob")) == (b"under way", None)
+    assert len(module_folders(store, "checkpoints")) == 1
+    assert notes(store) == 0
+
+
+def test_a_damaged_checkpoint_is_named(folder_store: Store) -> None:
+    folder_store.put_history("ann", "movie_tagging", HISTORY)
+    folder_store.put_checkpoints([under_way()])
+    (folder,) = module_folders(folder_store, "checkpoints")
+    file = folder_store.folder / folder / "checkpoint.safetensors"
+    for damage in (lambda: file.write_bytes(b"under w@y"), lambda: file.write_bytes(b"under")):
+        damage()
+        with pytest.raises(StoreError, match=f"{folder}: its file is not the one that was put"):
+            held(folder_store)
+    file.unlink()
+    with pytest.raises(StoreError, match="its file cannot be read"):
+        held(folder_store)
+    folder_store.put_checkpoints([under_way("ann", b"anew")])
+    assert held(folder_store) == b"anew"
+
+
 # opening
 
 
@@ -234,6 +297,7 @@ def test_a_store_of_the_schema_before_profiles_is_brought_up_to_date(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:2])
+        patch.setattr("oppu.store.checkpoints.take_away", lambda *_: [])  # they came later, too
         with Store(tmp_path) as store:
             store.put_history("ann", "movie_tagging", HISTORY)
             record = store.put_module(tiny_module(), **whose("ann"))
@@ -242,6 +306,8 @@ def test_a_store_of_the_schema_before_profiles_is_brought_up_to_date(
         assert store.modules() == (record,)
         store.put_profiles([told_of("ann")])
         assert len(store.profiles("movie_tagging")) == 1
+        store.put_checkpoints([under_way("ann")])
+        assert held(store, "ann") == b"under way"
 
 
 def test_a_migration_that_fails_leaves_the_store_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,7 +325,7 @@ def test_a_store_of_a_newer_oppu_is_refused(tmp_path: Path, monkeypatch: pytest.
     with monkeypatch.context() as patch:
         patch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, ("CREATE TABLE later (name TEXT)",)))
         Store(tmp_path).close()
-    with pytest.raises(StoreError, match=r"made by a newer oppu \(schema 4, this one knows up to 3\); update oppu"):
+    with pytest.raises(StoreError, match=r"made by a newer oppu \(schema 5, this one knows up to 4\); update oppu"):
         Store(tmp_path)
 
 
