@@ -1,7 +1,7 @@
 """Base task adaption (section 2.2): LoRA on held-out users' questions, merged into a base with a name and a record.
 
-Theta^(B), Theta^(R) and Theta^(P) differ in the Setting of the prompts alone. What is under way is kept every minute in a
-file beside the base's folder, so an interrupted adaption goes on where it stopped.
+Theta^(B), Theta^(R) and Theta^(P) differ in the Setting of the prompts alone. What is under way is kept every minute in
+a file beside the base's folder, so an interrupted adaption goes on where it stopped.
 """
 
 import hashlib

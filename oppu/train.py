@@ -2,7 +2,7 @@
 
 In each step every slot takes one optimizer step on its own user's next batch: own loss mean, clipping, learning rate,
 AdamW state, random streams and early stop. A finished user's slot is given to the next user at once. What is shared is
-the base's forward and backward alone (`model/engine.py`). Between steps, every user's state can be kept, and gone on from.
+the base's forward and backward alone (`model/engine.py`). Between steps everyone's state can be kept, to go on from.
 """
 
 import logging
@@ -136,7 +136,7 @@ class _Learner:
         return self.step == self.total_steps or stops
 
     def go_on(self, bank: Bank, begun: Checkpoint) -> None:
-        """Put this new learner where it was interrupted; a checkpoint that does not fit changes nothing, and is said."""
+        """Put this new learner where it was interrupted; a checkpoint that does not fit is not used, and it is said."""
         fits = all(line.shape == (bank.size,) for line in begun.lines)
         fits &= 0 < begun.step == len(begun.losses) < self.total_steps
         fits &= len(begun.held_out_losses) == (begun.step // self.steps_per_epoch if self.held_out else 0)

@@ -1,7 +1,7 @@
 """No prompt of a whole experiment tells of a later item, of its own answer, or of another user.
 
-What is looked at are the tokens that the model's body gets, in every stage and method: pairs of the task adaption, pairs
-of the modules, questions. Markers in every text say whose it is and when it was written.
+What is looked at are the tokens that the model's body gets, in every stage and method: pairs of the task adaption,
+pairs of the modules, questions. Markers in every text say whose it is and when it was written.
 """
 
 import re
@@ -167,7 +167,9 @@ def test_nothing_that_is_fed_to_the_model_tells_what_it_must_not(
                                         if mark[0] == "in"}  # fmt: skip
     for user in range(len(case.dataset.users)):
         heads = [head for own, head in seen if own == ("in", user, QUERIES)]
-        shown = {sum(line.startswith(case.task.prompt.split(" ")[0]) for line in head.split("\n")) - 1 for head in heads}
+        shown = {
+            sum(line.startswith(case.task.prompt.split(" ")[0]) for line in head.split("\n")) - 1 for head in heads
+        }
         assert shown == {0, 1, 2, 4}
         assert {head.startswith("saw ") for head in heads} == {True, False}
 

@@ -1,7 +1,7 @@
 """Metrics against hand-worked values, scikit-learn and rouge-score; baselines against small histories.
 
-At the end the whole way is checked: from the predictions that a run has written, by scikit-learn, by rouge-score and by a
-second implementation in plain Python, to the figures in its results.json.
+At the end the whole way is checked: from the predictions that a run has written, by scikit-learn, by rouge-score and by
+a second implementation in plain Python, to the figures in its results.json.
 """
 
 import json
@@ -21,8 +21,8 @@ from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error, root_
 from toys import COLOUR, FAST, MOTTO, colour_user, motto_user, tiny_base_folder
 
 from oppu.errors import DataError
-from oppu.evaluate.baselines import baselines, constant_outputs, majority_outputs, user_mean_outputs
 from oppu.evaluate import experiment
+from oppu.evaluate.baselines import baselines, constant_outputs, majority_outputs, user_mean_outputs
 from oppu.evaluate.metrics import HIGHER_IS_BETTER, METRICS, per_query, primary_metric, score
 from oppu.evaluate.results import Cell, Prediction, write_results
 from oppu.records import Dataset, HistoryItem, Query, User
@@ -201,7 +201,9 @@ def by_libraries(task: Task, golds: Sequence[str], outputs: Sequence[str]) -> di
             "f1_macro_present": f1_score(golds, outputs, labels=sorted(set(golds)), **macro),
         }
     if task.kind == "rating":
-        given = [float(output) if output in task.labels else worst(task, g) for g, output in zip(golds, outputs, strict=True)]
+        given = [
+            float(output) if output in task.labels else worst(task, g) for g, output in zip(golds, outputs, strict=True)
+        ]
         wanted = [float(gold) for gold in golds]
         return {"mae": mean_absolute_error(wanted, given), "rmse": root_mean_squared_error(wanted, given)}
     scorer = RougeScorer(["rouge1", "rougeL"], use_stemmer=False)
@@ -253,7 +255,7 @@ def f_measure(shared: int, gold: Sequence[str], output: Sequence[str]) -> float:
 
 
 def longest_common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
-    lengths = {(i, j): 0 for i, j in product(range(-1, len(a)), range(-1, len(b)))}
+    lengths = dict.fromkeys(product(range(-1, len(a)), range(-1, len(b))), 0)
     for i, j in product(range(len(a)), range(len(b))):
         lengths[i, j] = lengths[i - 1, j - 1] + 1 if a[i] == b[j] else max(lengths[i - 1, j], lengths[i, j - 1])
     return lengths[len(a) - 1, len(b) - 1]
@@ -272,8 +274,27 @@ def assert_rows_are_those_of_others(out: Path, task: Task, golds: Mapping[str, s
     return rows
 
 
-WORDS = "the senate votes on a budget as markets fall again and Again, THE end - 2016's".split(" ")
-ALL_METRICS = [BUILT_IN[name] for name in ("news_categorize", "movie_tagging", "citation", "product_rating", "news_headline")]
+WORDS = [
+    "the",
+    "senate",
+    "votes",
+    "on",
+    "a",
+    "budget",
+    "as",
+    "markets",
+    "fall",
+    "again",
+    "and",
+    "Again,",
+    "THE",
+    "end",
+    "-",
+    "2016's",
+]
+ALL_METRICS = [
+    BUILT_IN[name] for name in ("news_categorize", "movie_tagging", "citation", "product_rating", "news_headline")
+]
 
 
 @pytest.mark.parametrize("task", [*ALL_METRICS, COLOURS], ids=lambda task: task.name)
@@ -316,7 +337,9 @@ def test_the_figures_of_an_experiment_are_those_of_its_predictions_scored_by_oth
     if task is RATED:
         users = [rated(user) for user in users]
     strong = replace(FAST, epochs=4, learning_rate=3e-2)
-    wanted = experiment.Experiment(task, ("base", "rag", "oppu"), (1,), str(tiny_base_folder(tmp_path / "tiny")), None, strong)
+    wanted = experiment.Experiment(
+        task, ("base", "rag", "oppu"), (1,), str(tiny_base_folder(tmp_path / "tiny")), None, strong
+    )
     experiment.run(wanted, Dataset(tuple(users)), tmp_path / "out")
     golds = {query.id: str(query.gold) for user in users for query in user.queries}
     rows = assert_rows_are_those_of_others(tmp_path / "out", task, golds)
@@ -327,4 +350,6 @@ def rated(user: User) -> User:
     """The same things with stars for colours."""
     stars = {"red": "1", "blue": "3", "green": "5"}
     history = (replace(i, fields={**i.fields, "colour": stars[i.fields["colour"]]}) for i in user.history)
-    return replace(user, history=tuple(history), queries=tuple(replace(q, gold=stars[str(q.gold)]) for q in user.queries))
+    return replace(
+        user, history=tuple(history), queries=tuple(replace(q, gold=stars[str(q.gold)]) for q in user.queries)
+    )

@@ -13,7 +13,15 @@ from oppu.records import HistoryItem
 from oppu.store import Store
 
 _USER = "zanzibar-user"
-_SECRETS = (_USER, "walrus-secret", "walrus-replaced", "walrus-training", "walrus-title", "walrus-profile", "walrus-way")
+_SECRETS = (
+    _USER,
+    "walrus-secret",
+    "walrus-replaced",
+    "walrus-training",
+    "walrus-title",
+    "walrus-profile",
+    "walrus-way",
+)
 
 
 def put_secrets(store: Store) -> None:
@@ -29,7 +37,7 @@ def put_secrets(store: Store) -> None:
         store.put_profiles([told_of(_USER, f"{word} " * 900), told_of(_USER, word, "model:x")])
     for task in ("movie_tagging", "movie_tagging", "news_headline"):
         store.put_module(tiny_module(), **whose(_USER, task=task, training={"note": "walrus-training"}))
-    for word in (b"walrus-way of old", b"walrus-way"):
+    for word in (b"on-the-way of old", b"on-the-way"):
         store.put_checkpoints([under_way(_USER, word * 900), under_way(_USER, word, setting="k1")])
 
 

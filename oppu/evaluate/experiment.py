@@ -120,8 +120,8 @@ def run(
 ) -> tuple[Cell, ...]:
     """Run every method that is not finished yet; write results.json, predictions/ and report.html; return the cells.
 
-    `profiles`: what may be shown of users and held-out users, for the methods with a profile; where it has changed, these
-    methods are run again, and no others.
+    `profiles`: what may be shown of users and held-out users, for the methods with a profile; where it has changed,
+    these methods are run again, and no others.
     """
     users = longest_histories(dataset.users, experiment.users)
     unlabelled = [q.id for user in users for q in user.queries if q.gold is None]
@@ -180,10 +180,10 @@ class _Bench:
         wanted = method(name, k, self.experiment.seed)
         base = self._adapted(wanted.adapted_with)
         fingerprint = self.fingerprints[name, k]
-        kept = UnderWay(self.out, f"{name}-k{k}", fingerprint, self.machine.checkpoint_s)
         plan = Plan(self.experiment.task, self.experiment.personal, wanted.setting, self.experiment.newest)
-        curves = self._train(f"{name} k={k}: training", base, plan, users, kept) if wanted.personal else {}
-        self._answer(f"{name} k={k}: answers", base, plan, users, self.store if wanted.personal else None, kept)
+        with UnderWay(self.out, f"{name}-k{k}", fingerprint, self.machine.checkpoint_s) as kept:
+            curves = self._train(f"{name} k={k}: training", base, plan, users, kept) if wanted.personal else {}
+            self._answer(f"{name} k={k}: answers", base, plan, users, self.store if wanted.personal else None, kept)
         predictions = tuple(
             Prediction(user.id, query.id, str(query.gold), kept.answers[user.id, query.id])
             for user in users
@@ -201,7 +201,9 @@ class _Bench:
             kept.add(user_id, query_id, output)
             self.on_stage(Stage(stage, len(kept.answers), total))
 
-        open_users = [replace(u, queries=tuple(q for q in u.queries if (u.id, q.id) not in kept.answers)) for u in users]
+        open_users = [
+            replace(u, queries=tuple(q for q in u.queries if (u.id, q.id) not in kept.answers)) for u in users
+        ]
         asked = [user for user in open_users if user.queries]
         answer_users(base, plan, asked, store, self.profiles, self.machine, answered)
 
@@ -289,8 +291,8 @@ def _cell_fingerprint(
 ) -> str:
     """Over what decides a cell: what decides all of them, the method, and the profiles where it shows them."""
     digest = hashlib.sha256(f"{run}\n{json.dumps(asdict(method), sort_keys=True)}".encode())
-    for user in everyone if method.setting.profile and profiles is not None else ():
-        profile = profiles.get(user.id)
+    for user in everyone if method.setting.profile else ():
+        profile = (profiles or {}).get(user.id)
         told = profile if profile is None or isinstance(profile, str) else [asdict(each) for each in profile]
         digest.update(json.dumps([user.id, told], sort_keys=True).encode())
     return digest.hexdigest()

@@ -1,8 +1,8 @@
 """A cell under way: its answers as they come, and the seconds spent on it, so that a killed run goes on from there.
 
-The seconds are those of this run and of earlier ones until they last kept something. What a killed run did after that is
-done again, and counted then. So the sum is the time of an undisturbed run, and at most `every_s` more or less for each
-interruption.
+The seconds are those of this run and of earlier ones until they last kept something. What a killed run did after that
+is done again, and counted then. So the sum is the time of an undisturbed run, and at most `every_s` more or less for
+each interruption.
 """
 
 import json
@@ -10,6 +10,8 @@ import logging
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -32,7 +34,10 @@ class _Kept(BaseModel):
 
 
 class UnderWay:
-    """Answers and seconds of one cell, in a file that is written at most every `every_s` seconds."""
+    """Answers and seconds of one cell, in a file that is written at most every `every_s` seconds.
+
+    In a `with` statement, it is also written when an exception, Ctrl-C for instance, ends the run.
+    """
 
     def __init__(self, out: Path, cell: str, fingerprint: str, every_s: float) -> None:
         """`cell`: its name; `fingerprint`: over everything that decides it. What was kept of another is not used."""
@@ -46,6 +51,15 @@ class UnderWay:
         """By user and query."""
         self._earlier = kept.seconds
         self._began = self._kept_at = time.perf_counter()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.keep()
 
     @property
     def seconds(self) -> float:

@@ -37,7 +37,7 @@ class NewCheckpoint:
 
 
 def put_checkpoints(database: Database, place: Place, new: Sequence[NewCheckpoint]) -> None:
-    """Keeps each in place of that of its user, task, setting and base; users who were deleted meanwhile are left out."""
+    """Keeps each in place of that of its user, task, setting and base; who was deleted meanwhile is left out."""
     if not new:
         return
     rows = [_row(each) for each in new]
@@ -52,8 +52,7 @@ def put_checkpoints(database: Database, place: Place, new: Sequence[NewCheckpoin
             if kept:
                 connection.execute(insert(CHECKPOINTS), kept)
             left = notes.make(connection, database.maker(), gone) if gone else None
-    if left is not None:
-        notes.settle(database, place, left)
+    settle_quietly(database, place, left)
 
 
 def checkpoint(database: Database, place: Place, key: Mapping[str, str], fingerprint: str) -> bytes | None:
@@ -84,8 +83,7 @@ def drop_checkpoint(database: Database, place: Place, key: Mapping[str, str]) ->
     with database.writing() as connection:
         gone = take_away(connection, [key])
         left = notes.make(connection, database.maker(), gone) if gone else None
-    if left is not None:
-        notes.settle(database, place, left)
+    settle_quietly(database, place, left)
 
 
 def take_away(connection: Connection, keys: Sequence[Mapping[str, Any]]) -> list[str]:

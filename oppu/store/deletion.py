@@ -74,9 +74,7 @@ def _finish(database: Database, place: Place, user_id: str, task: str) -> None:
             return
         paths: list[str] = []
         for files in (MODULES, CHECKPOINTS):
-            paths += connection.scalars(
-                select(files.c.path).where(files.c.user_id == user_id, files.c.task == task)
-            )
+            paths += connection.scalars(select(files.c.path).where(files.c.user_id == user_id, files.c.task == task))
         place.remove(paths)
         for table in (HISTORY_ITEMS, MODULES, PROFILES, CHECKPOINTS, USERS):
             mine: list[ColumnElement[bool]] = [table.c.user_id == user_id, table.c.task == task]

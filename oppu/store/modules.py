@@ -126,9 +126,7 @@ def _size_and_digest(files: Mapping[str, bytes]) -> tuple[int, str]:
     return len(files[CONFIG]) + len(files[WEIGHTS]), digest.hexdigest()
 
 
-def _commit(
-    database: Database, token: str, rows: Sequence[dict[str, Any]]
-) -> tuple[list[dict[str, Any]], str | None]:
+def _commit(database: Database, token: str, rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], str | None]:
     """Inserts the rows with their versions, and removes the note, in one transaction.
 
     The second value: the token of a note of the checkpoints that are of no use any more, if there were some.

@@ -229,11 +229,11 @@ class Store:
         checkpoints.drop_checkpoint(self._database, self._place, key)
 
     def delete_user(self, user_id: str, task: str | None = None) -> Deleted:
-        """Removes every module version, checkpoint, profile and history of the user (in the task): no file or row is left.
+        """Removes every module version, profile and history of the user (in the task), so that no file or row is left.
 
-        Retrieval indexes need no removal: they are made in memory from the history and never stored. Text is wiped
-        from the database and its log too. Killed half-way, the user is hidden, and the next opening goes on.
-        UnknownUserError for a stranger. A put that comes after the deletion makes the user known anew.
+        A training under way goes with them. Retrieval indexes need no removal: they are made in memory from the
+        history and never stored. Text is wiped from the database and its log too. Killed half-way, the user is hidden,
+        and the next opening goes on. UnknownUserError for a stranger. A put that comes after the deletion makes the user known anew.
         """
         return deletion.delete_user(self._database, self._place, user_id, task)
 
