@@ -233,7 +233,8 @@ class Store:
 
         A training under way goes with them. Retrieval indexes need no removal: they are made in memory from the
         history and never stored. Text is wiped from the database and its log too. Killed half-way, the user is hidden,
-        and the next opening goes on. UnknownUserError for a stranger. A put that comes after the deletion makes the user known anew.
+        and the next opening goes on. UnknownUserError for a stranger. A put that comes after the deletion makes the
+        user known anew.
         """
         return deletion.delete_user(self._database, self._place, user_id, task)
 
