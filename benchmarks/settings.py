@@ -6,12 +6,12 @@ about N items, where those of one user are too short to say anything. `--what ra
 `--what layers`: modules on the upper layers alone, where the frozen layers below could be computed once per item.
 
 NLL is the mean negative log likelihood of the right label among the task's labels, or of a token of the right text. The
-gain kept is that of NLL, relative to modules on the query and value projections of all layers. The cost counts layers: a forward and a backward
-of every layer for full modules; for the top N, the layers below once per item and those above in every epoch. `--ways`
-tries some of the ways alone, by their numbers in the list.
+gain kept is that of NLL, relative to modules on the query and value projections of all layers. The cost counts layers:
+a forward and a backward of every layer for full modules; for the top N, the layers below once per item and those above
+in every epoch. `--ways` tries some of the ways alone, by their numbers in the list.
 
     python benchmarks/settings.py --what rates --data DATA --task citation --folder runs/out/settings
-    python benchmarks/settings.py --what layers --longest 40 --data DATA --task news_categorize --folder runs/out/settings
+    python benchmarks/settings.py --what layers --longest 40 --task news_categorize --data DATA --folder runs/out/layers
 """
 
 import argparse
@@ -164,7 +164,10 @@ def label_quality(base: Base, task: Task, questions: Sequence[Question]) -> dict
     scores = score_labels(base, task, questions).log_softmax(-1)
     right = [task.labels.index(str(question.example.answer)) for question in questions]
     found = [(int(line.argmax()) == label, float(line[label])) for line, label in zip(scores, right, strict=True)]
-    return {"accuracy": sum(hit for hit, _ in found) / len(found), "nll": -sum(score for _, score in found) / len(found)}
+    return {
+        "accuracy": sum(hit for hit, _ in found) / len(found),
+        "nll": -sum(score for _, score in found) / len(found),
+    }
 
 
 def token_quality(base: Base, questions: Sequence[Question]) -> dict[str, float]:
@@ -184,7 +187,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="for the adapted base and the figures")
     parser.add_argument("--held-out", type=int, default=50, help="held-out users: those with the longest histories")
     parser.add_argument("--what", choices=("rates", "layers"), default="rates")
-    parser.add_argument("--longest", type=int, help="join users until they have so many items [default: they stay alone]")
+    parser.add_argument(
+        "--longest", type=int, help="join users until they have so many items [default: no]"
+    )
     parser.add_argument("--pairs", type=int, default=400, help="to adapt the base on")
     parser.add_argument("--ways", help="numbers, separated by commas, beside 0 and 1 [default: all]")
     options = parser.parse_args()

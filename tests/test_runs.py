@@ -1,11 +1,11 @@
-"""The scripts of `runs/`: every command that they would start is one that the program has, with options that it takes."""
+"""The scripts of `runs/`: each command that they start is one that the program has, with options that it takes."""
 
 import os
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
 import typer
 
@@ -31,12 +31,13 @@ def started(script: str, scale: str, folder: Path, *arguments: str) -> list[list
     return [shlex.split(line) for line in (folder / "started").read_text().splitlines()]
 
 
-def parsed(arguments: list[str]) -> click.Context:
-    """The arguments, read by the command that they name, which is not run."""
-    command, path = typer.main.get_command(app), "oppu"
-    while isinstance(command, click.Group):
+def parsed(arguments: list[str]) -> dict[str, Any]:
+    """The options, read by the command that the arguments name, which is not run."""
+    command: Any = typer.main.get_command(app)
+    path = "oppu"
+    while getattr(command, "commands", None):
         command, path, arguments = command.commands[arguments[0]], f"{path} {arguments[0]}", arguments[1:]
-    return command.make_context(path, list(arguments))
+    return dict(command.make_context(path, list(arguments)).params)
 
 
 @pytest.mark.parametrize("scale", ["small", "full"])
@@ -49,9 +50,9 @@ def test_a_script_starts_commands_that_the_program_takes(script: str, scale: str
 
 
 def test_the_first_table_covers_all_tasks_or_those_that_are_named(tmp_path: Path) -> None:
-    assert {parsed(one).params["task"] for one in started("table1.sh", "small", tmp_path / "all")} == set(BUILT_IN)
+    assert {parsed(one)["task"] for one in started("table1.sh", "small", tmp_path / "all")} == set(BUILT_IN)
     (one,) = started("table1.sh", "full", tmp_path / "one", "citation")
-    found = parsed(one).params
+    found = parsed(one)
     assert (found["task"], Path(found["data"]).name, found["methods"]) == ("citation", "citation", "all")
 
 
