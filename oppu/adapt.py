@@ -1,32 +1,45 @@
 """Base task adaption (section 2.2): LoRA on held-out users' questions, merged into a base with a name and a record.
 
-Theta^(B), Theta^(R) and Theta^(P) differ in the Setting of the prompts alone.
+Theta^(B), Theta^(R) and Theta^(P) differ in the Setting of the prompts alone. What is under way is kept every minute in
+a file beside the base's folder, so an interrupted adaption goes on where it stopped.
 """
 
 import hashlib
 import json
+import logging
+import math
 import os
 import random
 import shutil
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from oppu import __version__
-from oppu.errors import DataError
+from oppu.errors import DataError, ModelError, OppuError
 from oppu.examples import PLAIN, Setting, query_examples, training_examples
-from oppu.model.base import Base, load_base, save_base
+from oppu.model.base import Base, load_base, record_of, save_base
+from oppu.model.checkpoint import Checkpoint, checkpoint_bytes, read_checkpoint
 from oppu.model.engine import Progress
 from oppu.model.quantize import check_mergeable
 from oppu.model.tokens import encode
 from oppu.records import Example, User, UserProfile
 from oppu.store import Store
-from oppu.store.files import os_errors, sync_folder, sync_tree
+from oppu.store.files import (
+    is_garbage,
+    make_folders,
+    os_errors,
+    sync_folder,
+    sync_tree,
+    temporary_name,
+    write_atomically,
+)
 from oppu.tasks import Task
 from oppu.train import Job, Machine, TrainConfig, train_into_base
+
+_LOG = logging.getLogger("oppu.adapt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +103,15 @@ def adapt_into_store(
     name = name if name is not None else f"{task.name}-{config.setting.name}"
     examples = adaption_examples(task, users, config, profiles)
     there = store.base(name)
+    folder = store.base_folder(name)
     wanted = adaption_fingerprint(base, task, examples, config)
     if there is not None and there.path.is_dir() and there.record.get("input_fingerprint") == wanted:
         return load_base(str(there.path), device=base.device, dtype=base.model.dtype)
+    if _is_made(folder, wanted):  # by a run that was killed before it could put it into the store
+        made = load_base(str(folder), device=base.device, dtype=base.model.dtype)
+        store.put_base(name, made.fingerprint, folder, made.record)
+        _checkpoint_file(folder).unlink(missing_ok=True)
+        return made
     done = tokens = 0
 
     def count(news: Progress) -> None:
@@ -100,7 +119,6 @@ def adapt_into_store(
         done, tokens = done + news.examples, tokens + news.tokens
         on_progress(done, len(examples) * config.train.epochs, tokens)
 
-    folder = store.base_folder(name)
     adapted = adapt(base, task, examples, config, folder, name=name, machine=machine, on_progress=count)
     store.put_base(name, adapted.fingerprint, folder, adapted.record)
     return adapted
@@ -119,11 +137,29 @@ def adapt(
 ) -> Base:
     """Adapt `base` to a task, write it to `folder` (whole or not at all) and return it loaded anew.
 
-    Changes `base.model` in place: load the base again if it is needed as it was.
+    Changes `base.model` in place: load the base again if it is needed as it was. An adaption of the same inputs that
+    was interrupted is gone on with; its examples that are done are told at once.
     """
     started = datetime.now(UTC)
+    fingerprint = adaption_fingerprint(base, task, examples, config)
     encoded = tuple(encode(base.tokenizer, examples, min(config.train.max_tokens, base.max_tokens)))
-    losses = train_into_base(base, Job(f"base:{task.name}", encoded), config.train, machine, on_progress)
+    file = _checkpoint_file(folder)
+    begun = _begun(file, fingerprint)
+    if begun is not None:
+        epochs, steps = divmod(begun.step, math.ceil(len(encoded) / config.train.batch_size))
+        on_progress(Progress(0, epochs * len(encoded) + steps * config.train.batch_size))
+
+    def keep(under_way: Iterator[tuple[str, Checkpoint]]) -> None:
+        for _, checkpoint in under_way:
+            try:
+                with os_errors(file):
+                    make_folders(file.parent)
+                write_atomically(file, checkpoint_bytes(checkpoint, fingerprint))
+            except OppuError as error:
+                _LOG.warning("what is under way cannot be kept; the adaption goes on (%s)", error.line())
+
+    job = Job(f"base:{task.name}", encoded, begun=begun)
+    losses = train_into_base(base, job, config.train, machine, on_progress, keep)
     record: dict[str, Any] = {
         "name": name,
         "family": base.family,
@@ -132,19 +168,19 @@ def adapt(
         "setting": config.setting.name,
         "config": asdict(config),
         "examples": len(examples),
-        "input_fingerprint": adaption_fingerprint(base, task, examples, config),
+        "input_fingerprint": fingerprint,
         "losses": losses,
         "made": started.isoformat(timespec="seconds"),
-        "seconds": (datetime.now(UTC) - started).total_seconds(),
+        "seconds": (begun.seconds if begun else 0.0) + (datetime.now(UTC) - started).total_seconds(),
         "oppu": __version__,
     }
     with os_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        making = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        old = making.with_suffix(".old")
+        _clear_garbage(folder.parent)
+        making, old = (folder.parent / temporary_name(folder.name) for _ in range(2))
+        making.mkdir()
         try:
             save_base(replace(base, record=record), making)
-            making.chmod(0o755)
             sync_tree(making)
             if folder.exists():
                 os.rename(folder, old)
@@ -153,4 +189,35 @@ def adapt(
         finally:
             shutil.rmtree(making, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)
+        file.unlink(missing_ok=True)
     return load_base(str(folder), device=base.device, dtype=base.model.dtype)
+
+
+def _checkpoint_file(folder: Path) -> Path:
+    """Where an adaption that is to fill the folder keeps what is under way."""
+    return folder.parent / f".{folder.name}.checkpoint"
+
+
+def _clear_garbage(folder: Path) -> None:
+    """What killed adaptions left half written."""
+    for left in folder.glob(".*.tmp"):
+        if is_garbage(left):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+def _is_made(folder: Path, fingerprint: str) -> bool:
+    """Whether the base in the folder, which is whole if it is there, was made from these inputs."""
+    try:
+        return record_of(folder).get("input_fingerprint") == fingerprint
+    except ModelError:
+        return False
+
+
+def _begun(file: Path, fingerprint: str) -> Checkpoint | None:
+    """Where the adaption of these inputs was interrupted; a damaged checkpoint does not count."""
+    try:
+        return read_checkpoint(file.read_bytes(), fingerprint) if file.is_file() else None
+    except (OSError, ModelError) as error:
+        what = "%s: the checkpoint cannot be used, so the adaption begins anew (%s)"
+        _LOG.warning(what, file, error)
+        return None

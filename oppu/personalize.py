@@ -1,13 +1,16 @@
 """From users' histories to a stored module for each of them, and from stored modules to answers.
 
 A finished user is committed to the store by itself; a user whose module is already there, made from the same history
-with the same settings, is not trained again. So an interrupted run goes on where it stopped.
+with the same settings, is not trained again. Who is under way is kept there every minute. So an interrupted run goes on
+where it stopped.
 """
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +22,7 @@ from oppu.errors import ConfigError, ModelError, StoreError, UnknownUserError
 from oppu.examples import PLAIN, Setting, query_examples, training_examples
 from oppu.model.bank import Bank, portable
 from oppu.model.base import Base, family_of, load_base
+from oppu.model.checkpoint import Checkpoint, checkpoint_bytes, read_checkpoint
 from oppu.model.devices import AUTO
 from oppu.model.engine import Progress
 from oppu.model.kinds import config_of, largest
@@ -26,12 +30,16 @@ from oppu.model.module import Module, is_peft
 from oppu.model.tokens import encode
 from oppu.predict import Question, answer
 from oppu.records import Example, Query, User, UserProfile
-from oppu.store import ModuleRecord, Store
+from oppu.store import ModuleRecord, NewCheckpoint, Store
 from oppu.tasks import Task, find_task
 from oppu.train import Job, Machine, TrainConfig, train
 
+_LOG = logging.getLogger("oppu.personalize")
+
 USERS_TOGETHER = 16
 """Users whose questions are answered together, unless Machine.slots says otherwise."""
+_KEPT_TOGETHER = 16
+"""Checkpoints in one transaction of the store; more would only take more memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +76,8 @@ def personalize(
 ) -> Iterator[Personalized]:
     """Train a module for each user, many at once, and commit each to the store as it is finished.
 
-    Users are read, and yielded, as slots become free; their histories are stored as well.
+    Users are read, and yielded, as slots become free; their histories are stored as well. Everyone under way is kept in
+    the store every `machine.checkpoint_s`, and gone on with by the next call that is to make the same module.
     """
     settled: list[Personalized] = []
     fingerprints: dict[str, str] = {}
@@ -81,6 +90,7 @@ def personalize(
             if not examples:
                 settled.append(Personalized(user.id, "no history", None))
             elif record := _made_before(store, base, plan, user.id, fingerprint):
+                _forget(store, base, plan, user.id)
                 settled.append(Personalized(user.id, "kept", record))
             else:
                 try:
@@ -89,15 +99,20 @@ def personalize(
                     settled.append(Personalized(user.id, "failed", None, error.line()))
                     continue
                 fingerprints[user.id] = fingerprint
-                yield Job(user.id, tuple(tokens))
+                yield Job(user.id, tuple(tokens), begun=_begun(store, base, plan, user.id, fingerprint))
 
-    for trained in train(base, jobs(), plan.train, machine, on_progress):
+    def keep(under_way: Iterator[tuple[str, Checkpoint]]) -> None:
+        _keep(store, base, plan, fingerprints, under_way)
+
+    for trained in train(base, jobs(), plan.train, machine, on_progress, keep):
         if not all(bool(tensor.isfinite().all()) for tensor in trained.module.tensors.values()):
             reason = f"user {trained.user_id}: the training diverged; lower the learning rate"
+            _forget(store, base, plan, trained.user_id)
             yield Personalized(trained.user_id, "failed", None, reason)
             continue
         fingerprint = fingerprints.pop(trained.user_id)
         if record := _made_before(store, base, plan, trained.user_id, fingerprint):  # by another process, just now
+            _forget(store, base, plan, trained.user_id)
             yield Personalized(trained.user_id, "kept", record)
             continue
         record = store.put_module(
@@ -254,11 +269,12 @@ def answer_users(
     store: Store | None,
     profiles: Mapping[str, UserProfile] | None = None,
     machine: Machine | None = None,
-    on_done: Callable[[int], None] = lambda _: None,
+    on_answer: Callable[[str, str, str], None] = lambda user_id, query_id, output: None,
 ) -> dict[str, list[str]]:
     """Answers to every user's questions, by user, in order; with the users' modules, or `store=None`: the base alone.
 
-    A user without a module is answered by the base.
+    A user without a module is answered by the base. `on_answer(user, query, output)`: called with ids and answers, as
+    questions are answered.
     """
     machine = machine or Machine()
     answers: dict[str, list[str]] = {}
@@ -277,6 +293,11 @@ def answer_users(
         for place, module in enumerate(modules):
             if module is not None:
                 bank.load(place, module)
+        asked = [(user.id, query.id) for user in group for query in user.queries]
+
+        def answered(place: int, output: str, asked: Sequence[tuple[str, str]] = asked) -> None:
+            on_answer(*asked[place], output)
+
         with bank.attach():
             found = answer(
                 base,
@@ -285,7 +306,7 @@ def answer_users(
                 max_tokens=limit,
                 tokens_per_pass=machine.tokens_per_pass,
                 virtual_tokens=shape.virtual_tokens,
-                on_done=on_done,
+                on_answer=answered,
             )
         outputs = iter(found)
         for user in group:
@@ -320,6 +341,49 @@ def _made_before(store: Store, base: Base, plan: Plan, user_id: str, fingerprint
     except StoreError:
         return None
     return record
+
+
+def _begun(store: Store, base: Base, plan: Plan, user_id: str, fingerprint: str) -> Checkpoint | None:
+    """Where this very training was interrupted; a damaged checkpoint does not count."""
+    try:
+        data = store.checkpoint(user_id, plan.task.name, plan.setting.name, base.fingerprint, fingerprint)
+        return None if data is None else read_checkpoint(data, fingerprint)
+    except (StoreError, ModelError) as error:
+        what = "user %s: the checkpoint cannot be used, so the training begins anew (%s)"
+        _LOG.warning(what, user_id, error.line())
+        return None
+
+
+def _keep(
+    store: Store,
+    base: Base,
+    plan: Plan,
+    fingerprints: Mapping[str, str],
+    under_way: Iterator[tuple[str, Checkpoint]],
+) -> None:
+    """Put everyone who is under way into the store; where that fails the training goes on."""
+    while some := list(islice(under_way, _KEPT_TOGETHER)):
+        new = [
+            NewCheckpoint(
+                user_id,
+                plan.task.name,
+                plan.setting.name,
+                base.fingerprint,
+                fingerprints[user_id],
+                checkpoint_bytes(checkpoint, fingerprints[user_id]),
+            )
+            for user_id, checkpoint in some
+        ]
+        try:
+            store.put_checkpoints(new)
+        except StoreError as error:
+            _LOG.warning("what is under way cannot be kept; the training goes on (%s)", error.line())
+            return
+
+
+def _forget(store: Store, base: Base, plan: Plan, user_id: str) -> None:
+    """Of a training that will not go on."""
+    store.drop_checkpoint(user_id, plan.task.name, plan.setting.name, base.fingerprint)
 
 
 def _taken(settled: list[Personalized]) -> list[Personalized]:

@@ -34,12 +34,12 @@ def answer(
     tokens_per_pass: int | None = None,
     batch_size: int = 16,
     virtual_tokens: int = 0,
-    on_done: Callable[[int], None] = lambda _: None,
+    on_answer: Callable[[int, str], None] = lambda place, text: None,
 ) -> list[str]:
     """Answer each question in the task's way, in order. The bank with the modules must be attached.
 
     `tokens_per_pass`: None: as many as are useful. `virtual_tokens`: of the modules, where they are soft prompts.
-    `on_done(n)`: called as n more questions are answered.
+    `on_answer(place, text)`: called as questions are answered, in any order, by one thread at a time.
     """
     if task.kind == "text":
         return generate(
@@ -49,9 +49,9 @@ def answer(
             max_tokens=max_tokens,
             batch_size=batch_size,
             virtual_tokens=virtual_tokens,
-            on_done=on_done,
+            on_answer=on_answer,
         )
-    scores = score_labels(base, task, questions, max_tokens, tokens_per_pass, virtual_tokens, on_done)
+    scores = score_labels(base, task, questions, max_tokens, tokens_per_pass, virtual_tokens, on_answer)
     return [task.labels[int(line.argmax())] for line in scores]
 
 
@@ -62,7 +62,7 @@ def score_labels(
     max_tokens: int = 2048,
     tokens_per_pass: int | None = None,
     virtual_tokens: int = 0,
-    on_done: Callable[[int], None] = lambda _: None,
+    on_answer: Callable[[int, str], None] = lambda place, label: None,
 ) -> torch.Tensor:
     """log p(label | prompt) of each allowed label with its end, [questions, labels].
 
@@ -73,25 +73,31 @@ def score_labels(
     for question, labels in zip(questions, branches, strict=True):
         by_slot.setdefault(question.slot, []).extend(labels)
     found: dict[tuple[int, Encoded], float] = {}
-    done = 0
+    unanswered = dict(enumerate(branches))
     lock = threading.Lock()
 
+    def scores_of(place: int) -> list[float]:
+        return [found[questions[place].slot, branch] for branch in branches[place]]
+
     def score(group: Sequence[SlotRow]) -> None:
-        nonlocal done
         with torch.inference_mode():  # of this thread
             log_probs = iter(answer_log_probs(base.model, group).tolist())
         with lock:
             for row in group:
                 for example in row.examples:
                     found[row.slot, example] = sum(next(log_probs) for _ in range(example.answer_tokens))
-            before, done = done, done + sum(len(row.examples) for row in group)
-            on_done(done // len(task.labels) - before // len(task.labels))
+            slots = {row.slot for row in group}
+            for place, labels in list(unanswered.items()):
+                slot = questions[place].slot
+                if slot in slots and all((slot, branch) in found for branch in labels):
+                    del unanswered[place]
+                    on_answer(place, task.labels[int(torch.tensor(scores_of(place)).argmax())])
 
     with workers_for(base.device) as workers:
         limit = tokens_per_pass or useful_tokens(base.device, workers.count)
         rows = [row for slot, listed in by_slot.items() for row in rows_of(slot, listed, limit)]
         workers.map(score, list(passes(rows, limit // workers.count)))
-    return torch.tensor([[found[q.slot, b] for b in labels] for q, labels in zip(questions, branches, strict=True)])
+    return torch.tensor([scores_of(place) for place in range(len(questions))])
 
 
 def generate(
@@ -103,7 +109,7 @@ def generate(
     batch_size: int = 16,
     virtual_tokens: int = 0,
     stop: str = "\n",
-    on_done: Callable[[int], None] = lambda _: None,
+    on_answer: Callable[[int, str], None] = lambda place, text: None,
 ) -> list[str]:
     """Greedy decoding up to the end token, `stop` or the task's length limit; finished rows make room for others."""
     room = max_tokens - task.max_answer_tokens
@@ -113,7 +119,10 @@ def generate(
     def finished(tokens: Sequence[int]) -> bool:
         return is_finished(base, tokens, stop, task.max_answer_tokens)
 
-    written = continue_prompts(base, prompts, finished, batch_size=batch_size, on_done=on_done)
+    def answered(place: int, tokens: Sequence[int]) -> None:
+        on_answer(place, text_of(base, tokens, stop))
+
+    written = continue_prompts(base, prompts, finished, batch_size=batch_size, on_finished=answered)
     return [text_of(base, tokens, stop) for tokens in written]
 
 
@@ -123,9 +132,12 @@ def continue_prompts(
     finished: Callable[[Sequence[int]], bool],
     *,
     batch_size: int = 16,
-    on_done: Callable[[int], None] = lambda _: None,
+    on_finished: Callable[[int, Sequence[int]], None] = lambda key, tokens: None,
 ) -> list[list[int]]:
-    """Greedy decoding of prompts with the keys 0, 1, 2, ..., each until it is `finished(tokens)`; their new tokens."""
+    """Greedy decoding of prompts with the keys 0, 1, 2, ..., each until it is `finished(tokens)`; their new tokens.
+
+    `on_finished(key, tokens)`: called with each, as it is.
+    """
     decoder = Decoder(base.model)
     written: list[list[int]] = [[] for _ in prompts]
     waiting = list(range(len(prompts)))[::-1]
@@ -144,7 +156,8 @@ def continue_prompts(
             write(joining, decoder.admit([prompts[i] for i in joining]))
         done = [key for key in decoder.active if finished(written[key])]
         decoder.drop(done)
-        on_done(len(done))
+        for key in done:
+            on_finished(key, written[key])
     return written
 
 

@@ -2,18 +2,22 @@
 
 In each step every slot takes one optimizer step on its own user's next batch: own loss mean, clipping, learning rate,
 AdamW state, random streams and early stop. A finished user's slot is given to the next user at once. What is shared is
-the base's forward and backward alone (`model/engine.py`).
+the base's forward and backward alone (`model/engine.py`). Between steps everyone's state can be kept, to go on from.
 """
 
+import logging
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
 
 from oppu.model.bank import Bank, user_seed
 from oppu.model.base import Base
+from oppu.model.checkpoint import Checkpoint
 from oppu.model.engine import Engine, Progress
 from oppu.model.kinds import LoraConfig, ModuleConfig
 from oppu.model.layers import on_top_layers
@@ -23,6 +27,8 @@ from oppu.model.quantize import check_mergeable
 from oppu.model.tokens import Encoded
 from oppu.model.trunk import trunk_below
 from oppu.model.workers import workers_for
+
+_LOG = logging.getLogger("oppu.train")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,8 @@ class Machine:
     trunk_folder: Path | None = None
     """Where that file stays for later runs; it is made of users' texts, and deleting a user does not reach it.
     None: it goes with the run."""
+    checkpoint_s: float = 60.0
+    """What is under way is kept at most so often, between steps: a killed run loses so much work and one step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +89,8 @@ class Job:
     """Oldest first."""
     module: ModuleConfig | None = None
     """This user's own shape, where it is smaller than the config's."""
+    begun: Checkpoint | None = None
+    """Where this very training was interrupted; one that cannot be of it is not used, and it is said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +116,8 @@ class _Learner:
     moments: tuple[torch.Tensor, torch.Tensor]
     held_out: tuple[Encoded, ...]
     """For early stop; empty: there is none."""
+    started: float = field(default_factory=time.monotonic)
+    """When it would have begun without interruptions."""
     step: int = 0
     losses: list[float] = field(default_factory=list)
     held_out_losses: list[float] = field(default_factory=list)
@@ -123,6 +135,37 @@ class _Learner:
         stops = patience is not None and bool(seen) and len(seen) - 1 - seen.index(min(seen)) >= patience
         return self.step == self.total_steps or stops
 
+    def go_on(self, bank: Bank, begun: Checkpoint) -> None:
+        """Put this new learner where it was interrupted; a checkpoint that does not fit is not used, and it is said."""
+        fits = all(line.shape == (bank.size,) for line in begun.lines)
+        fits &= 0 < begun.step == len(begun.losses) < self.total_steps
+        fits &= len(begun.held_out_losses) == (begun.step // self.steps_per_epoch if self.held_out else 0)
+        if not fits or (bank.config.dropout and begun.stream.shape != bank.stream(self.slot).shape):
+            _LOG.warning("user %s: the checkpoint does not fit, so the training begins anew", self.user_id)
+            return
+        bank.go_on(self.slot, begun.values, begun.stream)
+        for moment, kept in zip(self.moments, begun.moments, strict=True):
+            moment.copy_(kept)
+        self.batches = islice(self.batches, begun.step, None)
+        self.step = begun.step
+        self.losses, self.held_out_losses = list(begun.losses), list(begun.held_out_losses)
+        self.best = None if begun.best is None else begun.best.to(bank.values.device)
+        self.started -= begun.seconds
+
+    def checkpoint(self, bank: Bank) -> Checkpoint:
+        """Where it stands."""
+        first, second = (moment.to("cpu", copy=True) for moment in self.moments)
+        return Checkpoint(
+            step=self.step,
+            values=bank.values[self.slot].to("cpu", copy=True),
+            moments=(first, second),
+            stream=bank.stream(self.slot),
+            losses=tuple(self.losses),
+            held_out_losses=tuple(self.held_out_losses),
+            best=None if self.best is None else self.best.cpu(),
+            seconds=time.monotonic() - self.started,
+        )
+
 
 def train(
     base: Base,
@@ -130,14 +173,17 @@ def train(
     config: TrainConfig,
     machine: Machine | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
+    on_checkpoint: Callable[[Iterator[tuple[str, Checkpoint]]], None] | None = None,
 ) -> Iterator[Trained]:
     """Train each job's module; yields them as they are finished. `jobs` is read only as slots become free.
 
     Each job needs at least one example. The result does not depend on the neighbours, their number or order.
+    `on_checkpoint` gets everyone under way, by user, at most every `machine.checkpoint_s`; None: nothing is kept.
     """
     machine = machine or Machine()
     waiting = iter(jobs)
     learners: list[_Learner] = []
+    kept = time.monotonic()
     with workers_for(base.device) as workers:
         shape = config.module_for(base)
         kind = shape.lay_out(base.model)
@@ -164,6 +210,9 @@ def train(
                     yield Trained(learner.user_id, module, tuple(learner.losses), tuple(learner.held_out_losses))
                     learners.remove(learner)
                     free.append(learner.slot)
+                if on_checkpoint and learners and time.monotonic() - kept >= machine.checkpoint_s:
+                    on_checkpoint((learner.user_id, learner.checkpoint(bank)) for learner in learners)
+                    kept = time.monotonic()
 
 
 def train_into_base(
@@ -172,6 +221,7 @@ def train_into_base(
     config: TrainConfig,
     machine: Machine | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
+    on_checkpoint: Callable[[Iterator[tuple[str, Checkpoint]]], None] | None = None,
 ) -> tuple[float, ...]:
     """Task adaption (section 2.2): train one module on all of the job's examples and merge it into `base.model`.
 
@@ -179,7 +229,8 @@ def train_into_base(
     """
     check_mergeable(base.model, base.name)
     machine = machine or Machine()
-    (trained,) = train(base, [job], config, Machine(1, machine.tokens_per_pass), on_progress)
+    alone = Machine(1, machine.tokens_per_pass, checkpoint_s=machine.checkpoint_s)
+    (trained,) = train(base, [job], config, alone, on_progress, on_checkpoint)
     bank = Bank(base.model, config.module_for(base), 1)
     bank.load(0, trained.module)
     bank.merge(0)
@@ -211,7 +262,11 @@ def _seat(bank: Bank, slot: int, job: Job, config: TrainConfig) -> _Learner:
     steps = math.ceil(len(learnt.examples) / config.batch_size)
     moments = (torch.zeros_like(bank.values[slot]), torch.zeros_like(bank.values[slot]))
     held_out = job.examples[len(learnt.examples) :]
-    return _Learner(slot, job.user_id, batches_of(learnt, config), steps, config.epochs * steps, moments, held_out)
+    total = config.epochs * steps
+    learner = _Learner(slot, job.user_id, batches_of(learnt, config), steps, total, moments, held_out)
+    if job.begun is not None:
+        learner.go_on(bank, job.begun)
+    return learner
 
 
 def _held_out(count: int, config: TrainConfig) -> int:

@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 
 from oppu.model.module import Module
 from oppu.records import HistoryItem, Profile
-from oppu.store import ProfileRecord, Store
+from oppu.store import NewCheckpoint, ProfileRecord, Store
 from oppu.store.schema import PUTS, USERS
 
 CONFIG: dict[str, Any] = {
@@ -49,6 +49,18 @@ def told_of(user_id: str, text: str = "likes films", made: str = "count") -> Pro
     return ProfileRecord(user_id, "movie_tagging", made, "h" * 64, "d" * 64, ("a", "b", "a"), along)
 
 
+def under_way(user_id: str = "ann", data: bytes = b"under way", **changed: Any) -> NewCheckpoint:
+    """A training of the module that `whose` names, by the fingerprint p."""
+    values = {"task": "movie_tagging", "setting": "k0", "base_fingerprint": "f" * 64, "fingerprint": "p" * 64}
+    return NewCheckpoint(user_id=user_id, data=data, **(values | changed))
+
+
+def held(store: Store, user_id: str = "ann", **changed: Any) -> bytes | None:
+    """What the store has of such a training."""
+    new = under_way(user_id, **changed)
+    return store.checkpoint(user_id, new.task, new.setting, new.base_fingerprint, new.fingerprint)
+
+
 def same(left: Module, right: Module) -> bool:
     """Whether two modules have the same config and bitwise the same tensors."""
     return (
@@ -65,15 +77,15 @@ def files_with(folder: Path, needle: str) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in found)
 
 
-def module_folders(store: Store) -> list[str]:
-    """The folders of modules where the store keeps its files, with or without a row."""
+def module_folders(store: Store, kind: str = "modules") -> list[str]:
+    """The folders of modules (or checkpoints) where the store keeps its files, with or without a row."""
     if store.files is None or not store.files.startswith("s3://"):
         root = store.folder if store.files is None else Path(store.files.removeprefix("file://"))
-        return sorted({str(file.parent.relative_to(root)) for file in (root / "modules").rglob("*") if file.is_file()})
+        return sorted({str(file.parent.relative_to(root)) for file in (root / kind).rglob("*") if file.is_file()})
     import s3fs
 
     root = store.files.removeprefix("s3://")
-    found = s3fs.S3FileSystem(use_listings_cache=False).find(f"{root}/modules")
+    found = s3fs.S3FileSystem(use_listings_cache=False).find(f"{root}/{kind}")
     return sorted({key.removeprefix(root + "/").rsplit("/", 1)[0] for key in found})
 
 

@@ -145,7 +145,7 @@ def test_a_base_whose_files_are_gone_is_made_again(store: Store, base: Base, fol
     assert store.base_folder("colour-plain").is_dir()
 
 
-@pytest.mark.parametrize("place", ["transformers.PreTrainedModel.save_pretrained", "oppu.adapt.tempfile.mkdtemp"])
+@pytest.mark.parametrize("place", ["transformers.PreTrainedModel.save_pretrained", "pathlib.Path.mkdir"])
 def test_a_full_disk_leaves_the_older_base_and_no_remains(
     store: Store, base: Base, folder: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:

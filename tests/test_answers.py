@@ -79,11 +79,16 @@ def test_users_with_and_without_modules_are_answered_together(store: Store, base
     known, stranger = only_one_colour("a", "green"), colour_user("s", 4, queries=2)
     plan = Plan(COLOUR, STRONG)
     run(store, base, plan, [known])
-    done: list[int] = []
-    found = answer_users(base, plan, [stranger, known], store, on_done=done.append)
+    told: list[tuple[str, str, str]] = []
+    found = answer_users(base, plan, [stranger, known], store, on_answer=lambda *news: told.append(news))
     assert found["a"] == ["green"] * 3
     assert found["s"] == answer_users(base, plan, [stranger], None)["s"]
-    assert sum(done) == 5
+    assert {(user, query): output for user, query, output in told} == {
+        (user.id, query.id): output
+        for user in (stranger, known)
+        for query, output in zip(user.queries, found[user.id], strict=True)
+    }
+    assert len(told) == 5
 
 
 def test_a_module_answers_in_its_own_rank_whatever_the_plan_says(store: Store, base: Base) -> None:

@@ -1,16 +1,31 @@
-"""Metrics against hand-worked values, scikit-learn and rouge-score; baselines against small histories."""
+"""Metrics against hand-worked values, scikit-learn and rouge-score; baselines against small histories.
 
+At the end the whole way is checked: from the predictions that a run has written, by scikit-learn, by rouge-score and by
+a second implementation in plain Python, to the figures in its results.json.
+"""
+
+import json
 import math
 import random
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
 
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error, root_mean_squared_error
+from toys import COLOUR, FAST, MOTTO, colour_user, motto_user, tiny_base_folder
 
 from oppu.errors import DataError
+from oppu.evaluate import experiment
 from oppu.evaluate.baselines import baselines, constant_outputs, majority_outputs, user_mean_outputs
 from oppu.evaluate.metrics import HIGHER_IS_BETTER, METRICS, per_query, primary_metric, score
-from oppu.records import HistoryItem, Query, User
+from oppu.evaluate.results import Cell, Prediction, write_results
+from oppu.records import Dataset, HistoryItem, Query, User
 from oppu.tasks import BUILT_IN, HistoryForm, Task
 
 RATING = BUILT_IN["product_rating"]
@@ -171,3 +186,170 @@ def test_all_baselines_of_ratings_are_named():
     one = [user("a", "5 5 1", field="score", golds="4")]
     outputs = {name: [p.output for p in found] for name, found in baselines(RATING, one, one).items()}
     assert outputs == {"majority": ["5"], "user-mean": ["4"], "constant": ["4"]}
+
+
+# from written predictions to results.json, by others
+
+
+def by_libraries(task: Task, golds: Sequence[str], outputs: Sequence[str]) -> dict[str, float]:
+    """scikit-learn and rouge-score, on the texts as they are."""
+    if task.kind == "label":
+        macro = {"average": "macro", "zero_division": 0}
+        return {
+            "accuracy": accuracy_score(golds, outputs),
+            "f1_macro": f1_score(golds, outputs, labels=list(task.labels), **macro),
+            "f1_macro_present": f1_score(golds, outputs, labels=sorted(set(golds)), **macro),
+        }
+    if task.kind == "rating":
+        given = [
+            float(output) if output in task.labels else worst(task, g) for g, output in zip(golds, outputs, strict=True)
+        ]
+        wanted = [float(gold) for gold in golds]
+        return {"mae": mean_absolute_error(wanted, given), "rmse": root_mean_squared_error(wanted, given)}
+    scorer = RougeScorer(["rouge1", "rougeL"], use_stemmer=False)
+    scores = [scorer.score(gold, output) for gold, output in zip(golds, outputs, strict=True)]
+    return {name: sum(each[name].fmeasure for each in scores) / len(scores) for name in ("rouge1", "rougeL")}
+
+
+def worst(task: Task, gold: str) -> float:
+    """The end of the scale that is farther from the gold: what an output that is no number counts as."""
+    return max((float(label) for label in (task.labels[0], task.labels[-1])), key=lambda end: abs(end - float(gold)))
+
+
+def by_definition(task: Task, golds: Sequence[str], outputs: Sequence[str]) -> dict[str, float]:
+    """The same in plain Python, by the definitions."""
+    pairs = list(zip(golds, outputs, strict=True))
+    if task.kind == "label":
+        f1 = {label: f1_of(label, pairs) for label in task.labels}
+        return {
+            "accuracy": mean([gold == output for gold, output in pairs]),
+            "f1_macro": mean(list(f1.values())),
+            "f1_macro_present": mean([f1[label] for label in set(golds)]),
+        }
+    if task.kind == "rating":
+        errors = [abs(float(g) - (float(o) if o in task.labels else worst(task, g))) for g, o in pairs]
+        return {"mae": mean(errors), "rmse": math.sqrt(mean([error * error for error in errors]))}
+    words = [(re.findall("[a-z0-9]+", gold.lower()), re.findall("[a-z0-9]+", output.lower())) for gold, output in pairs]
+    return {
+        "rouge1": mean([f_measure(sum((Counter(a) & Counter(b)).values()), a, b) for a, b in words]),
+        "rougeL": mean([f_measure(longest_common_subsequence(a, b), a, b) for a, b in words]),
+    }
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def f1_of(label: str, pairs: Sequence[tuple[str, str]]) -> float:
+    hits = sum(gold == output == label for gold, output in pairs)
+    predicted, wanted = (sum(pair[place] == label for pair in pairs) for place in (1, 0))
+    precision, recall = (hits / count if count else 0.0 for count in (predicted, wanted))
+    return 2 * precision * recall / (precision + recall) if hits else 0.0
+
+
+def f_measure(shared: int, gold: Sequence[str], output: Sequence[str]) -> float:
+    if not shared:
+        return 0.0
+    precision, recall = shared / len(output), shared / len(gold)
+    return 2 * precision * recall / (precision + recall)
+
+
+def longest_common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
+    lengths = dict.fromkeys(product(range(-1, len(a)), range(-1, len(b))), 0)
+    for i, j in product(range(len(a)), range(len(b))):
+        lengths[i, j] = lengths[i - 1, j - 1] + 1 if a[i] == b[j] else max(lengths[i - 1, j], lengths[i, j - 1])
+    return lengths[len(a) - 1, len(b) - 1]
+
+
+def assert_rows_are_those_of_others(out: Path, task: Task, golds: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Every row of results.json, from the prediction files and the golds as the data have them."""
+    rows: list[dict[str, Any]] = json.loads((out / "results.json").read_text(encoding="utf-8"))["rows"]
+    for row in rows:
+        file = out / "predictions" / f"{row['method']}-k{row['k']}.json"
+        written = {each["id"]: each["output"] for each in json.loads(file.read_text(encoding="utf-8"))["golds"]}
+        assert written.keys() == golds.keys()
+        pairs = [(golds[name], written[name]) for name in golds]
+        for others in (by_libraries, by_definition):
+            assert row["metrics"] == pytest.approx(others(task, *zip(*pairs, strict=True)), abs=1e-12), row["method"]
+    return rows
+
+
+WORDS = [
+    "the",
+    "senate",
+    "votes",
+    "on",
+    "a",
+    "budget",
+    "as",
+    "markets",
+    "fall",
+    "again",
+    "and",
+    "Again,",
+    "THE",
+    "end",
+    "-",
+    "2016's",
+]
+ALL_METRICS = [
+    BUILT_IN[name] for name in ("news_categorize", "movie_tagging", "citation", "product_rating", "news_headline")
+]
+
+
+@pytest.mark.parametrize("task", [*ALL_METRICS, COLOURS], ids=lambda task: task.name)
+def test_written_predictions_scored_by_others_give_the_figures_of_results_json(task: Task, tmp_path: Path) -> None:
+    """Outputs that are right, wrong, of no label, no number and empty; labels that never occur among them."""
+    rng = random.Random(task.name)
+
+    def text() -> str:
+        return " ".join(rng.choices(WORDS, k=rng.randint(0, 9)))
+
+    cells, golds = [], {}
+    for place in range(60):
+        golds[f"q{place}"] = rng.choice(task.labels[:-1]) if task.labels else text()
+    for share in (0.0, 0.4, 1.0):  # of outputs that are right
+        predictions = []
+        for name, gold in golds.items():
+            other = rng.choice([*task.labels, "none of them", ""]) if task.labels else text()
+            predictions.append(Prediction(f"u{name[-1]}", name, gold, gold if rng.random() < share else other))
+        cells.append(Cell(f"right-{share}", 0, tuple(predictions), 1.0))
+    write_results(tmp_path, task, {}, cells)
+    rows = assert_rows_are_those_of_others(tmp_path, task, golds)
+    primary = [row["metrics"][primary_metric(task)] for row in rows]
+    assert primary == sorted(primary, reverse=not HIGHER_IS_BETTER[primary_metric(task)])
+    assert len(set(primary)) == 3
+
+
+RATED = COLOUR.model_copy(update={"name": "rated", "kind": "rating", "labels": ("1", "2", "3", "4", "5")})
+
+
+@pytest.mark.parametrize("task", [COLOUR, RATED, MOTTO], ids=lambda task: task.name)
+def test_the_figures_of_an_experiment_are_those_of_its_predictions_scored_by_others(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment, "write_report", lambda *_: None)
+    if task.kind == "text":
+        users = [motto_user(name, 6) for name in ("x", "yy")]
+        users = [replace(u, queries=tuple(replace(q, gold=f"{u.id} 6") for q in u.queries)) for u in users]
+    else:
+        users = [colour_user(name, 6, queries=5) for name in ("a", "b")]
+    if task is RATED:
+        users = [rated(user) for user in users]
+    strong = replace(FAST, epochs=4, learning_rate=3e-2)
+    wanted = experiment.Experiment(
+        task, ("base", "rag", "oppu"), (1,), str(tiny_base_folder(tmp_path / "tiny")), None, strong
+    )
+    experiment.run(wanted, Dataset(tuple(users)), tmp_path / "out")
+    golds = {query.id: str(query.gold) for user in users for query in user.queries}
+    rows = assert_rows_are_those_of_others(tmp_path / "out", task, golds)
+    assert {row["method"] for row in rows} >= {"base", "rag", "oppu"}
+
+
+def rated(user: User) -> User:
+    """The same things with stars for colours."""
+    stars = {"red": "1", "blue": "3", "green": "5"}
+    history = (replace(i, fields={**i.fields, "colour": stars[i.fields["colour"]]}) for i in user.history)
+    return replace(
+        user, history=tuple(history), queries=tuple(replace(q, gold=stars[str(q.gold)]) for q in user.queries)
+    )

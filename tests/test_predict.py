@@ -98,12 +98,25 @@ def test_an_answer_is_the_label_of_the_highest_score(base: Base, bank: Bank) -> 
     assert answer(base, LABELS, QUESTIONS) == [LABELS.labels[int(line.argmax())] for line in scores]
 
 
+@pytest.mark.parametrize("cores", [1, 2])
+def test_an_answer_is_told_once_as_soon_as_its_labels_are_scored(base: Base, bank: Bank, cores: int) -> None:
+    questions = [*QUESTIONS, *QUESTIONS[:2]]  # two are asked twice, by the same users
+    told: list[tuple[int, str]] = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(cores)
+    try:
+        answers = answer(base, LABELS, questions, tokens_per_pass=60, on_answer=lambda *news: told.append(news))
+    finally:
+        torch.set_num_threads(before)
+    assert sorted(told) == list(enumerate(answers))
+
+
 @pytest.mark.parametrize("batch_size", [1, 4, 16])
 def test_a_mixed_batch_writes_what_each_user_gets_alone(base: Base, bank: Bank, batch_size: int) -> None:
-    done: list[int] = []
-    texts = generate(base, TEXT, QUESTIONS, batch_size=batch_size, on_done=done.append)
+    told: dict[int, str] = {}
+    texts = generate(base, TEXT, QUESTIONS, batch_size=batch_size, on_answer=told.__setitem__)
     assert texts == [reference_text(bank, question, TEXT.max_answer_tokens) for question in QUESTIONS]
-    assert sum(done) == len(QUESTIONS)
+    assert [told[place] for place in range(len(QUESTIONS))] == texts
     assert len(set(texts)) > 3
 
 

@@ -8,7 +8,18 @@ from pathlib import Path
 
 import pytest
 from servers import Servers
-from store_samples import HISTORY, files_with, module_folders, notes, rows_with, same, tiny_module, whose
+from store_samples import (
+    HISTORY,
+    files_with,
+    held,
+    module_folders,
+    notes,
+    rows_with,
+    same,
+    tiny_module,
+    under_way,
+    whose,
+)
 
 from oppu.errors import UnknownUserError
 from oppu.store import Store
@@ -28,13 +39,27 @@ _PUT_POINTS = {
     "folder: the files are synced": ("oppu.store.folder.Folder.write", "after"),
     "folder: the note is ended": ("oppu.store.notes.end", "after"),
     "folder: the commit is next": ("oppu.store.modules.utc_now", "after"),
+    "folder: the commit is done, the checkpoint's file is there": ("oppu.store.notes.settle", "before"),
     "folder: the commit is done": ("oppu.store.modules._put_record", "before"),
     "cluster: the note is made": ("oppu.store.objects.Objects.write", "before"),
     "cluster: one object is there": ("s3fs.core.S3FileSystem._pipe_file", "after"),
     "cluster: the objects are there": ("oppu.store.objects.Objects.write", "after"),
     "cluster: the note is ended": ("oppu.store.notes.end", "after"),
     "cluster: the commit is next": ("oppu.store.modules.utc_now", "after"),
+    "cluster: the commit is done, the checkpoint's file is there": ("oppu.store.notes.settle", "before"),
     "cluster: the commit is done": ("oppu.store.modules._put_record", "before"),
+}
+_KEEP_POINTS = {
+    "folder: the note is made": ("oppu.store.folder.Folder.write", "before"),
+    "folder: half the file is written": ("pathlib.Path.write_bytes", "half"),
+    "folder: the file is there": ("oppu.store.folder.Folder.write", "after"),
+    "folder: the note is ended": ("oppu.store.notes.end", "after"),
+    "folder: the commit is done": ("oppu.store.notes.settle", "before"),
+    "folder: the old file is gone, the commit is done": ("oppu.store.folder.Folder.remove", "after"),
+    "cluster: the file is there": ("oppu.store.objects.Objects.write", "after"),
+    "cluster: the note is ended": ("oppu.store.notes.end", "after"),
+    "cluster: the commit is done": ("oppu.store.notes.settle", "before"),
+    "cluster: the old file is gone, the commit is done": ("oppu.store.objects.Objects.remove", "after"),
 }
 _DELETE_POINTS = {
     "folder: the mark is set": ("oppu.store.folder.Folder.remove", "before"),
@@ -53,7 +78,7 @@ import os, signal, sys
 from pathlib import Path
 from unittest.mock import patch
 from pkgutil import resolve_name
-from store_samples import HISTORY, tiny_module, whose
+from store_samples import HISTORY, tiny_module, under_way, whose
 from oppu.store import Store
 
 act, addresses, places, whens = sys.argv[1], *(argument.split(";") for argument in sys.argv[2:])
@@ -77,6 +102,8 @@ def run(address, place, when):
     with patch.object(owner, name, killed):
         if act == "put":
             store.put_module(tiny_module(2), **whose("ann"))
+        elif act == "keep":
+            store.put_checkpoints([under_way("ann", b"further")])
         else:
             store.delete_user("ann")
 
@@ -90,7 +117,7 @@ for address, place, when in zip(addresses, places, whens, strict=True):
 
 
 def kill_at(points: dict[str, tuple[str, str]], act: str, root: Path, cluster: Servers) -> dict[str, Address]:
-    """A store per point, with one module and a history of two users, in which `act` was killed at that point."""
+    """A store per point in which `act` was killed; two users have a history, a module and the next one under way."""
     stores: dict[str, Address] = {
         point: cluster.addresses() if point.startswith("cluster") else (str(root / f"store-{number}"), None)
         for number, point in enumerate(points)
@@ -100,6 +127,7 @@ def kill_at(points: dict[str, tuple[str, str]], act: str, root: Path, cluster: S
             for user in ("ann", "bob"):
                 store.put_history(user, "movie_tagging", HISTORY)
                 store.put_module(_OLD, **whose(user))
+                store.put_checkpoints([under_way(user)])
     addresses = (" ".join(part for part in address if part is not None) for address in stores.values())
     lists = (addresses, (p for p, _ in points.values()), (w for _, w in points.values()))
     script = [sys.executable, "-c", _SCRIPT, act, *(";".join(values) for values in lists)]
@@ -121,17 +149,26 @@ def killed_puts(tmp_path_factory: pytest.TempPathFactory, cluster: Servers) -> d
 
 
 @pytest.fixture(scope="module")
+def killed_keeps(tmp_path_factory: pytest.TempPathFactory, cluster: Servers) -> dict[str, Address]:
+    return kill_at(_KEEP_POINTS, "keep", tmp_path_factory.mktemp("keeps"), cluster)
+
+
+@pytest.fixture(scope="module")
 def killed_deletions(tmp_path_factory: pytest.TempPathFactory, cluster: Servers) -> dict[str, Address]:
     return kill_at(_DELETE_POINTS, "delete", tmp_path_factory.mktemp("deletions"), cluster)
 
 
 @pytest.mark.parametrize("point", _PUT_POINTS)
 def test_a_put_killed_when(killed_puts: dict[str, Address], point: str) -> None:
-    """The old version is whole, the new one is there wholly or not at all, and no garbage is left."""
+    """The old version is whole, the new one is there wholly or not at all, and no garbage is left.
+
+    A checkpoint is there until its module is.
+    """
     address = killed_puts[point]
     done = "the commit is done" in point
     with Store(*address, read_only=True) as store:
-        assert notes(store) == (0 if done else 1)
+        assert notes(store) == (0 if point.endswith("the commit is done") else 1)
+        assert held(store, "ann") == (None if done else b"under way")
         records = store.modules(user_id="ann")
         assert [record.version for record in records] == ([1, 2] if done else [1])
     with Store(*address) as store:
@@ -140,9 +177,25 @@ def test_a_put_killed_when(killed_puts: dict[str, Address], point: str) -> None:
             assert same(store.load_module(record), module)
         assert notes(store) == 0
         assert module_folders(store) == sorted(record.location for record in store.modules())
+        assert len(module_folders(store, "checkpoints")) == (1 if done else 2)
+        assert held(store, "bob") == b"under way"
         again = store.put_module(_NEW, **whose("ann"))
         assert again.version == len(records) + 1
         assert same(store.load_module(again), _NEW)
+
+
+@pytest.mark.parametrize("point", _KEEP_POINTS)
+def test_a_checkpoint_killed_when(killed_keeps: dict[str, Address], point: str) -> None:
+    """The old one is whole or the new one is, and no garbage is left."""
+    address = killed_keeps[point]
+    with Store(*address) as store:
+        assert held(store, "ann") == (b"further" if "the commit is done" in point else b"under way")
+        assert held(store, "bob") == b"under way"
+        assert len(module_folders(store, "checkpoints")) == 2
+        assert notes(store) == 0
+        store.put_checkpoints([under_way("ann", b"further still")])
+        assert held(store, "ann") == b"further still"
+        assert len(module_folders(store, "checkpoints")) == 2
 
 
 def test_what_a_put_of_the_first_schema_left_is_cleared(tmp_path: Path) -> None:
@@ -180,6 +233,8 @@ def test_a_deletion_killed_when(killed_deletions: dict[str, Address], point: str
         (kept,) = store.modules()
         assert module_folders(store) == [kept.location]
         assert same(store.load_module(kept), _OLD)
+        assert held(store, "bob") == b"under way"
+        assert len(module_folders(store, "checkpoints")) == 1
 
 
 _PUT_MANY = """

@@ -6,14 +6,22 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from store_samples import HISTORY, files_with, module_folders, same, tiny_module, told_of, whose
+from store_samples import HISTORY, files_with, held, module_folders, same, tiny_module, told_of, under_way, whose
 
 from oppu.errors import StoreError, UnknownUserError
 from oppu.records import HistoryItem
 from oppu.store import Store
 
 _USER = "zanzibar-user"
-_SECRETS = (_USER, "walrus-secret", "walrus-replaced", "walrus-training", "walrus-title", "walrus-profile")
+_SECRETS = (
+    _USER,
+    "walrus-secret",
+    "walrus-replaced",
+    "walrus-training",
+    "walrus-title",
+    "walrus-profile",
+    "walrus-way",
+)
 
 
 def put_secrets(store: Store) -> None:
@@ -29,6 +37,8 @@ def put_secrets(store: Store) -> None:
         store.put_profiles([told_of(_USER, f"{word} " * 900), told_of(_USER, word, "model:x")])
     for task in ("movie_tagging", "movie_tagging", "news_headline"):
         store.put_module(tiny_module(), **whose(_USER, task=task, training={"note": "walrus-training"}))
+    for word in (b"on-the-way of old", b"on-the-way"):
+        store.put_checkpoints([under_way(_USER, word * 900), under_way(_USER, word, setting="k1")])
 
 
 def test_a_deleted_user_leaves_no_trace_in_any_file(folder_store: Store) -> None:
@@ -36,6 +46,7 @@ def test_a_deleted_user_leaves_no_trace_in_any_file(folder_store: Store) -> None
         folder_store.put_profiles([told_of(other)])
         folder_store.put_history(other, "movie_tagging", HISTORY)
         folder_store.put_module(tiny_module(), **whose(other))
+        folder_store.put_checkpoints([under_way(other)])
     put_secrets(folder_store)
     mine = folder_store.modules(user_id=_USER)
     kept = [record for record in folder_store.modules() if record.user_id != _USER]
@@ -45,7 +56,7 @@ def test_a_deleted_user_leaves_no_trace_in_any_file(folder_store: Store) -> None
     assert [(secret, found) for secret in _SECRETS if (found := files_with(folder_store.folder, secret))] == []
     assert files_with(folder_store.folder, mine[0].path.name.split("-")[0]) == []
     assert (deleted.user_id, deleted.task, deleted.modules, deleted.history_items) == (_USER, None, 3, 23)
-    assert deleted.profiles == 2
+    assert (deleted.profiles, deleted.checkpoints) == (2, 2)
     assert deleted.size_bytes == sum(record.size_bytes for record in mine)
     assert set(deleted.paths) == {record.path for record in mine}
     assert folder_store.users() == ("ann", "zoe")
@@ -53,6 +64,8 @@ def test_a_deleted_user_leaves_no_trace_in_any_file(folder_store: Store) -> None
     assert folder_store.history("ann", "movie_tagging") == HISTORY
     assert module_folders(folder_store) == sorted(record.location for record in kept)
     assert same(folder_store.load_module(kept[0]), tiny_module())
+    assert len(module_folders(folder_store, "checkpoints")) == 2
+    assert held(folder_store, "ann") == held(folder_store, "zoe") == b"under way"
 
 
 def test_one_task_of_a_user_is_deleted_and_the_others_stay(folder_store: Store) -> None:
@@ -62,6 +75,7 @@ def test_one_task_of_a_user_is_deleted_and_the_others_stay(folder_store: Store) 
     assert files_with(folder_store.folder, "walrus-secret") == []
     assert files_with(folder_store.folder, "walrus-replaced") == []
     assert files_with(folder_store.folder, "walrus-profile") == []
+    assert module_folders(folder_store, "checkpoints") == []
     assert folder_store.users("movie_tagging") == ()
     assert folder_store.history(_USER, "news_headline") == HISTORY
     (kept,) = folder_store.modules()

@@ -125,9 +125,9 @@ def predict(
         setting = Setting(k=k, retriever=retriever, profile=profiles is not None, seed=seed)
         plan = Plan(found, recipe_for(loaded.family, found).personal, setting)
 
-        def count(more: int) -> None:
+        def count(*_: str) -> None:
             nonlocal done
-            done += more
+            done += 1
             shown.show("answers", done, total)
 
         machine = changed(Machine(), tokens_per_pass=tokens_per_pass)

@@ -1,13 +1,13 @@
 """One run, one table: several methods on the same users and questions, with everything written to one folder.
 
-A finished method is a cell on disk; an interrupted run goes on where it stopped, down to the last finished user. Bases
-and modules lie in the run's own store, so that the answers can be looked into later (`oppu ask --store OUT/store`).
+A finished method is a cell on disk; an interrupted run goes on with the users under way and the answers as they were a
+minute before. Bases and modules lie in the run's own store, so that the answers can be looked into later (`oppu ask
+--store OUT/store`).
 """
 
 import hashlib
 import json
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,8 +20,10 @@ from oppu.evaluate.baselines import baselines
 from oppu.evaluate.circumstances import versions
 from oppu.evaluate.report import write_report
 from oppu.evaluate.results import Cell, Prediction, read_cells, write_cell, write_results
+from oppu.evaluate.under_way import FOLDER as UNDER_WAY
+from oppu.evaluate.under_way import UnderWay, forget
 from oppu.examples import PLAIN, Setting
-from oppu.model.base import Base, load_base
+from oppu.model.base import Base, fingerprint_of, load_base
 from oppu.model.devices import AUTO, find_device, find_dtype
 from oppu.model.engine import Progress
 from oppu.model.quantize import check_quantization
@@ -118,7 +120,8 @@ def run(
 ) -> tuple[Cell, ...]:
     """Run every method that is not finished yet; write results.json, predictions/ and report.html; return the cells.
 
-    `profiles`: what may be shown of users and held-out users, for the methods with a profile.
+    `profiles`: what may be shown of users and held-out users, for the methods with a profile; where it has changed,
+    these methods are run again, and no others.
     """
     users = longest_histories(dataset.users, experiment.users)
     unlabelled = [q.id for user in users for q in user.queries if q.gold is None]
@@ -130,14 +133,23 @@ def run(
     find_dtype(experiment.dtype, find_device(device))
     if experiment.quantize is not None:
         check_quantization(experiment.quantize)
-    _prepare(out, _run_fingerprint(experiment, users, dataset.base_users, profiles), fresh)
-    finished = {(cell.method, cell.k): cell for cell in read_cells(out)}
+    fingerprint = _run_fingerprint(experiment, users, dataset.base_users)
+    everyone = (*users, *dataset.base_users)
+    wanted = {
+        (name, k): _cell_fingerprint(fingerprint, method(name, k, experiment.seed), everyone, profiles)
+        for name, k in columns
+    }
+    _prepare(out, fingerprint, fresh)
+    finished = {(c.method, c.k): c for c in read_cells(out) if wanted.get((c.method, c.k)) == c.fingerprint}
     with Store(out / "store") as store:
-        bench = _Bench(experiment, dataset.base_users, profiles, store, machine or Machine(), device, on_stage)
+        bench = _Bench(
+            experiment, dataset.base_users, profiles, store, out, wanted, machine or Machine(), device, on_stage
+        )
         for name, k in columns:
             if (name, k) not in finished:
                 finished[name, k] = bench.cell(name, k, users)
                 write_cell(out, finished[name, k])
+                forget(out, finished[name, k].name)
     cells = [_baseline(name, found) for name, found in baselines(experiment.task, users, dataset.base_users).items()]
     cells += [finished[column] for column in columns]
     config = _config(experiment, command)
@@ -154,6 +166,9 @@ class _Bench:
     base_users: Sequence[User]
     profiles: Mapping[str, UserProfile] | None
     store: Store
+    out: Path
+    fingerprints: Mapping[tuple[str, int], str]
+    """Of the cells, by method and k."""
     machine: Machine
     device: str
     on_stage: Callable[[Stage], None]
@@ -164,33 +179,44 @@ class _Bench:
         """One method, from its base to its answers."""
         wanted = method(name, k, self.experiment.seed)
         base = self._adapted(wanted.adapted_with)
-        started = time.perf_counter()
+        fingerprint = self.fingerprints[name, k]
         plan = Plan(self.experiment.task, self.experiment.personal, wanted.setting, self.experiment.newest)
-        curves = self._train(f"{name} k={k}: training", base, plan, users) if wanted.personal else {}
-        answered = 0
-
-        def count(more: int) -> None:
-            nonlocal answered
-            answered += more
-            self.on_stage(Stage(f"{name} k={k}: answers", answered, sum(len(user.queries) for user in users)))
-
-        outputs = answer_users(
-            base, plan, users, self.store if wanted.personal else None, self.profiles, self.machine, count
-        )
+        with UnderWay(self.out, f"{name}-k{k}", fingerprint, self.machine.checkpoint_s) as kept:
+            curves = self._train(f"{name} k={k}: training", base, plan, users, kept) if wanted.personal else {}
+            self._answer(f"{name} k={k}: answers", base, plan, users, self.store if wanted.personal else None, kept)
         predictions = tuple(
-            Prediction(user.id, query.id, str(query.gold), output)
+            Prediction(user.id, query.id, str(query.gold), kept.answers[user.id, query.id])
             for user in users
-            for query, output in zip(user.queries, outputs[user.id], strict=True)
+            for query in user.queries
         )
-        return Cell(name, k, predictions, time.perf_counter() - started, curves)
+        return Cell(name, k, predictions, kept.seconds, curves, fingerprint)
 
-    def _train(self, stage: str, base: Base, plan: Plan, users: Sequence[User]) -> dict[str, tuple[float, ...]]:
+    def _answer(
+        self, stage: str, base: Base, plan: Plan, users: Sequence[User], store: Store | None, kept: UnderWay
+    ) -> None:
+        """Ask what is not answered yet; the answers are in `kept`."""
+        total = sum(len(user.queries) for user in users)
+
+        def answered(user_id: str, query_id: str, output: str) -> None:
+            kept.add(user_id, query_id, output)
+            self.on_stage(Stage(stage, len(kept.answers), total))
+
+        open_users = [
+            replace(u, queries=tuple(q for q in u.queries if (u.id, q.id) not in kept.answers)) for u in users
+        ]
+        asked = [user for user in open_users if user.queries]
+        answer_users(base, plan, asked, store, self.profiles, self.machine, answered)
+
+    def _train(
+        self, stage: str, base: Base, plan: Plan, users: Sequence[User], kept: UnderWay
+    ) -> dict[str, tuple[float, ...]]:
         tokens = 0
         done = 0
 
         def progress(news: Progress) -> None:
             nonlocal tokens
             tokens += news.tokens
+            kept.tick()
             self.on_stage(Stage(stage, done, len(users), tokens))
 
         curves: dict[str, tuple[float, ...]] = {}
@@ -200,6 +226,8 @@ class _Bench:
                 raise ModelError(result.reason)
             if result.record is not None:
                 curves[result.user_id] = tuple(result.record.training["losses"])
+            if result.status == "trained":
+                kept.keep()
             self.on_stage(Stage(stage, done, len(users), tokens))
         return curves
 
@@ -244,17 +272,29 @@ def _run_fingerprint(
     experiment: Experiment,
     users: Sequence[User],
     base_users: Sequence[User],
-    profiles: Mapping[str, UserProfile] | None,
 ) -> str:
-    """Over what decides the numbers of every cell; the choice of methods and of k decides which cells there are."""
-    config = asdict(replace(experiment, methods=(), k=(), task=None))  # type: ignore[arg-type]
-    parts = [__version__, experiment.task.model_dump_json(), json.dumps(config, sort_keys=True, default=str)]
+    """Over what decides the numbers of every cell; the choice of methods and of k decides which cells there are.
+
+    Of the base it is the content that counts, whatever its name.
+    """
+    config = asdict(replace(experiment, methods=(), k=(), task=None, base=""))  # type: ignore[arg-type]
+    base = fingerprint_of(experiment.base, experiment.quantize)
+    parts = [__version__, base, experiment.task.model_dump_json(), json.dumps(config, sort_keys=True, default=str)]
     digest = hashlib.sha256("\n".join(parts).encode())
     for user in (*users, *base_users):
         digest.update(json.dumps(asdict(user), sort_keys=True).encode())
-        if profiles is not None and (profile := profiles.get(user.id)) is not None:
-            told = profile if isinstance(profile, str) else [asdict(each) for each in profile]
-            digest.update(json.dumps(told, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _cell_fingerprint(
+    run: str, method: Method, everyone: Sequence[User], profiles: Mapping[str, UserProfile] | None
+) -> str:
+    """Over what decides a cell: what decides all of them, the method, and the profiles where it shows them."""
+    digest = hashlib.sha256(f"{run}\n{json.dumps(asdict(method), sort_keys=True)}".encode())
+    for user in everyone if method.setting.profile else ():
+        profile = (profiles or {}).get(user.id)
+        told = profile if profile is None or isinstance(profile, str) else [asdict(each) for each in profile]
+        digest.update(json.dumps([user.id, told], sort_keys=True).encode())
     return digest.hexdigest()
 
 
@@ -262,7 +302,7 @@ def _prepare(out: Path, fingerprint: str, fresh: bool) -> None:
     """Make the run's folder; cells of another run's inputs are not taken for this one's."""
     with os_errors(out):
         if fresh:
-            for part in ("cells", "predictions", "store"):
+            for part in ("cells", "predictions", "store", UNDER_WAY):
                 if (out / part).exists():
                     shutil.rmtree(out / part)
             for file in ("run.json", "results.json", "report.html"):

@@ -40,9 +40,11 @@ class Cell:
     """Number of retrieved items."""
     predictions: tuple[Prediction, ...]
     seconds: float
-    """Wall-clock time that the cell took, training included."""
+    """Wall-clock time that the cell took, training included; over all runs, where it was interrupted."""
     curves: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """Training loss per step, by user; empty where nothing was trained."""
+    fingerprint: str = ""
+    """Over everything that decides the predictions; a cell of another one is computed again."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 

@@ -70,6 +70,16 @@ class Bank:
         self.grads[slot] = 0
         self._streams[slot] = torch.Generator(self.values.device).manual_seed(seed)
 
+    def stream(self, slot: int) -> torch.Tensor:
+        """The state of a slot's dropout stream, bytes on the CPU."""
+        return self._streams[slot].get_state()
+
+    def go_on(self, slot: int, values: torch.Tensor, stream: torch.Tensor) -> None:
+        """After `reset`: the values [P] and the dropout stream of a training that was interrupted."""
+        self.values[slot] = values
+        if self.config.dropout:
+            self._streams[slot].set_state(stream)
+
     def load(self, slot: int, module: Module) -> None:
         """Put a user's module into a slot; ModelError says what does not fit: the first three points, and how many."""
         problems = self._kind.misfits(module.config)

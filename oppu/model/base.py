@@ -86,16 +86,11 @@ def load_base(
             source, dtype=precision, attn_implementation=ATTENTION, output_loading_info=True, **how
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        cause = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(
-            f"cannot load the base model: {cause}",
-            where=name,
-            fix=f"use '{EMBEDDED}', a folder in transformers' format, or a model's name",
-        ) from None
+        raise _cannot_load(name, error) from None
     if info["missing_keys"]:  # transformers would fill them with random numbers
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise ModelError(f"its files lack weights of the model: {missing}", where=name, fix="restore its files")
-    record = _read_record(folder)
+    record = record_of(folder)
     if how:  # quantized, and in its place already
         let_go_of_files(model)
     else:
@@ -105,7 +100,31 @@ def load_base(
 
 def family_of(name: str) -> str:
     """The family of a base by what `load_base` takes, without loading it."""
-    return str(_read_record(Path(name)).get("family", name))
+    return str(record_of(Path(name)).get("family", name))
+
+
+def fingerprint_of(name: str, quantize: str | None = None) -> str:
+    """The fingerprint that `load_base` gives, from the base's files; ModelError where there are none."""
+    folder = embedded_folder() if name == EMBEDDED else Path(name)
+    try:
+        files = _files_of(folder if folder.is_dir() else name)
+    except (OSError, ValueError) as error:
+        raise _cannot_load(name, error) from None
+    if files is None:  # no safetensors: the fingerprint is of the weights in memory
+        return load_base(name, quantize=quantize).fingerprint
+    fingerprint = folder_fingerprint(files)
+    return fingerprint if quantize is None else quantized_fingerprint(fingerprint, quantize)
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    """How the base in a folder was made; empty where nothing says so. ModelError for a damaged record."""
+    file = folder / RECORD_FILE
+    try:
+        return dict(json.loads(file.read_bytes())) if file.is_file() else {}
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(
+            "is no record of a base", where=str(file), fix="restore it, or adapt the base again"
+        ) from error
 
 
 def make_base(
@@ -141,6 +160,12 @@ def save_base(base: Base, folder: Path) -> None:
     except (OSError, SafetensorError) as error:
         fix = "free some space, or use a folder that you may write"
         raise ModelError(f"the base cannot be written ({error})", where=str(folder), fix=fix) from error
+
+
+def _cannot_load(name: str, error: Exception) -> ModelError:
+    cause = (str(error).splitlines() or [type(error).__name__])[0]
+    fix = f"use '{EMBEDDED}', a folder in transformers' format, or a model's name"
+    return ModelError(f"cannot load the base model: {cause}", where=name, fix=fix)
 
 
 @torch.inference_mode()
@@ -183,13 +208,3 @@ def _files_of(source: str | Path) -> Path | None:
     """The folder that the weights were read from; of a name on the hub, its snapshot. None: they are no safetensors."""
     folder = source if isinstance(source, Path) else Path(str(cached_file(source, "config.json"))).parent
     return folder if any(folder.glob("*.safetensors")) else None
-
-
-def _read_record(folder: Path) -> dict[str, Any]:
-    file = folder / RECORD_FILE
-    try:
-        return dict(json.loads(file.read_bytes())) if file.is_file() else {}
-    except (OSError, ValueError, TypeError) as error:
-        raise ModelError(
-            "is no record of a base", where=str(file), fix="restore it, or adapt the base again"
-        ) from error

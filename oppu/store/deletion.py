@@ -14,13 +14,13 @@ from oppu.store.histories import unknown_user
 from oppu.store.notes import settle_dead_puts
 from oppu.store.places import Place
 from oppu.store.records import Deleted
-from oppu.store.schema import HISTORY_ITEMS, MODULES, PROFILES, USERS
+from oppu.store.schema import CHECKPOINTS, HISTORY_ITEMS, MODULES, PROFILES, USERS
 
 _LOG = logging.getLogger("oppu.store")
 
 
 def delete_user(database: Database, place: Place, user_id: str, task: str | None = None) -> Deleted:
-    """Removes modules, profiles and history of the user (in one task, if one is given), and says what went."""
+    """Removes modules, checkpoints, profiles and history of the user (in this task), and says what went."""
     mine = [USERS.c.user_id == user_id] + ([] if task is None else [USERS.c.task == task])
     with database.writing() as connection:
         tasks = list(connection.scalars(select(USERS.c.task).where(*mine).order_by(USERS.c.task).with_for_update()))
@@ -32,9 +32,9 @@ def delete_user(database: Database, place: Place, user_id: str, task: str | None
             .where(MODULES.c.user_id == user_id, MODULES.c.task.in_(tasks))
             .order_by(*MODULES.primary_key)
         ).all()
-        items, profiles = (
+        items, profiles, under_way = (
             connection.scalar(select(func.count()).where(table.c.user_id == user_id, table.c.task.in_(tasks)))
-            for table in (HISTORY_ITEMS, PROFILES)
+            for table in (HISTORY_ITEMS, PROFILES, CHECKPOINTS)
         )
     for each in tasks:
         _finish(database, place, user_id, each)
@@ -50,6 +50,7 @@ def delete_user(database: Database, place: Place, user_id: str, task: str | None
         size_bytes=sum(row.size_bytes for row in rows),
         paths=tuple(place.shown(row.path) for row in rows),
         profiles=int(profiles or 0),
+        checkpoints=int(under_way or 0),
     )
 
 
@@ -71,9 +72,10 @@ def _finish(database: Database, place: Place, user_id: str, task: str) -> None:
         marked = select(USERS.c.deleting).where(USERS.c.user_id == user_id, USERS.c.task == task).with_for_update()
         if not connection.scalar(marked):  # another process was faster, and the user may have come back since
             return
-        place.remove(
-            list(connection.scalars(select(MODULES.c.path).where(MODULES.c.user_id == user_id, MODULES.c.task == task)))
-        )
-        for table in (HISTORY_ITEMS, MODULES, PROFILES, USERS):
+        paths: list[str] = []
+        for files in (MODULES, CHECKPOINTS):
+            paths += connection.scalars(select(files.c.path).where(files.c.user_id == user_id, files.c.task == task))
+        place.remove(paths)
+        for table in (HISTORY_ITEMS, MODULES, PROFILES, CHECKPOINTS, USERS):
             mine: list[ColumnElement[bool]] = [table.c.user_id == user_id, table.c.task == task]
             connection.execute(delete(table).where(*mine))

@@ -2,7 +2,7 @@
 
 A put notes the folders that it is about to write, writes them, and then, in one transaction, inserts the rows and
 removes the note: the row is the commit point. Killed before, it leaves a note and folders without rows, which `notes`
-clears; the older versions are never touched.
+clears; the older versions are never touched. The same transaction ends the training's checkpoint, if there is one.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Row, Select, func, insert, select
 
 from oppu.errors import StoreError
 from oppu.model.module import CONFIG, WEIGHTS, Module, module_files, module_of
-from oppu.store import notes
+from oppu.store import checkpoints, notes
 from oppu.store.database import ConflictError, Database, utc_now
 from oppu.store.histories import claim, cut
 from oppu.store.names import check_names, from_json, new_module_folder, to_json
@@ -24,7 +24,7 @@ from oppu.store.records import ModuleRecord
 from oppu.store.schema import MODULES, USERS
 
 _ATTEMPTS = 5
-_KEY = ("user_id", "task", "setting", "base_fingerprint")
+_KEY = checkpoints.KEY
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,8 @@ def put_modules(database: Database, place: Place, new: Sequence[NewModule]) -> t
     rows = [row for row, _ in found]
     with notes.noted(database, place, [row["path"] for row in rows]) as token:
         place.write({row["path"]: files for row, files in found})
-        committed = _commit(database, token, rows)
+        committed, left = _commit(database, token, rows)
+    checkpoints.settle_quietly(database, place, left)
     return tuple(_put_record(place, row) for row in committed)
 
 
@@ -125,8 +126,11 @@ def _size_and_digest(files: Mapping[str, bytes]) -> tuple[int, str]:
     return len(files[CONFIG]) + len(files[WEIGHTS]), digest.hexdigest()
 
 
-def _commit(database: Database, token: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Inserts the rows with their versions, and removes the note, in one transaction."""
+def _commit(database: Database, token: str, rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], str | None]:
+    """Inserts the rows with their versions, and removes the note, in one transaction.
+
+    The second value: the token of a note of the checkpoints that are of no use any more, if there were some.
+    """
     for _ in range(_ATTEMPTS):
         with suppress(ConflictError), database.writing() as connection:
             notes.end(connection, token)
@@ -138,7 +142,8 @@ def _commit(database: Database, token: str, rows: Sequence[dict[str, Any]]) -> l
                 taken[key] = taken.get(key, 0) + 1
                 complete.append(row | {"version": taken[key], "created": created})
             connection.execute(insert(MODULES), complete)
-            return complete
+            gone = checkpoints.take_away(connection, rows)
+            return complete, notes.make(connection, database.maker(), gone) if gone else None
     raise StoreError("other processes kept taking the version", where=database.dialect.where, fix="run it again")
 
 

@@ -37,6 +37,11 @@ def new_module_folder(user_id: str) -> str:
     return f"modules/{digest[:3]}/{digest[:32]}-{secrets.token_hex(8)}"
 
 
+def new_checkpoint_folder(user_id: str) -> str:
+    """Where a put writes a training under way; there are only as many as there are slots."""
+    return f"checkpoints/{_digest(user_id)[:32]}-{secrets.token_hex(8)}"
+
+
 def new_base_folder(name: str) -> str:
     """Where a put writes a base on object storage."""
     return f"bases/{path_part(name)}/{secrets.token_hex(8)}"

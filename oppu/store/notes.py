@@ -15,7 +15,7 @@ from sqlalchemy import Connection, delete, insert, select
 from oppu.errors import OppuError, StoreError
 from oppu.store.database import Database, utc_now
 from oppu.store.places import Place
-from oppu.store.schema import BASES, MODULES, PUTS
+from oppu.store.schema import BASES, CHECKPOINTS, MODULES, PUTS
 
 
 @contextmanager
@@ -67,5 +67,6 @@ def settle_dead_puts(database: Database, place: Place) -> None:
 
 def _has_row(connection: Connection, path: str) -> bool:
     return any(
-        connection.scalar(select(table.c.path).where(table.c.path == path)) is not None for table in (MODULES, BASES)
+        connection.scalar(select(table.c.path).where(table.c.path == path)) is not None
+        for table in (MODULES, BASES, CHECKPOINTS)
     )

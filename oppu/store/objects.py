@@ -18,7 +18,7 @@ from oppu.errors import ConfigError, OppuError, StoreError
 from oppu.model.embedded import cache_folder
 from oppu.store.files import os_errors, sync_tree
 from oppu.store.names import path_part
-from oppu.store.places import Manifest
+from oppu.store.places import CHECKPOINT, Manifest
 
 _REFUSED = {
     "memory": "is forgotten when the process ends",
@@ -75,7 +75,7 @@ class Objects:
         return {name: found[self._fs._strip_protocol(key)] for name, key in keys.items()}
 
     def remove(self, paths: Sequence[str]) -> None:
-        """Both files of a module by name; the files of a base by its list."""
+        """Both files of a module, or the one of a checkpoint, by name; the files of a base by its list."""
         with self._errors():
             for path in paths:
                 for key in self._keys(path):
@@ -141,7 +141,7 @@ class Objects:
     def _keys(self, path: str) -> list[str]:
         from oppu.model.module import CONFIG, WEIGHTS
 
-        names = [CONFIG, WEIGHTS]
+        names = [CHECKPOINT] if path.startswith("checkpoints/") else [CONFIG, WEIGHTS]
         if path.startswith("bases/"):
             try:
                 names = json.loads(self._fs.cat_file(self._list_key(path)))

@@ -13,6 +13,9 @@ from oppu.errors import StoreError
 Manifest = Mapping[str, tuple[int, str]]
 """Files of a base by name: bytes, sha256."""
 
+CHECKPOINT = "checkpoint.safetensors"
+"""The one file of a training under way."""
+
 
 class Place(Protocol):
     """Keeps folders of files. Every error is a StoreError."""

@@ -82,3 +82,5 @@ class Deleted:
     """The modules' folders, which are gone."""
     profiles: int = 0
     """Rows of textual profiles."""
+    checkpoints: int = 0
+    """Trainings under way."""

@@ -45,6 +45,15 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             FOREIGN KEY (user_id, task) REFERENCES users (user_id, task))""",
         "CREATE INDEX profiles_of_a_task ON profiles (task, made, user_id)",
     ),
+    (
+        # a training under way: its file, and of which training it is
+        """CREATE TABLE checkpoints (
+            user_id TEXT NOT NULL, task TEXT NOT NULL, setting TEXT NOT NULL, base_fingerprint TEXT NOT NULL,
+            fingerprint TEXT NOT NULL, created TEXT NOT NULL, size_bytes BIGINT NOT NULL,
+            sha256 TEXT NOT NULL, path TEXT NOT NULL UNIQUE,
+            PRIMARY KEY (user_id, task, setting, base_fingerprint),
+            FOREIGN KEY (user_id, task) REFERENCES users (user_id, task))""",
+    ),
 )
 
 _METADATA = MetaData()
@@ -98,6 +107,19 @@ PROFILES = Table(
     Column("items_digest", Text, nullable=False),
     Column("item_ids", Text, nullable=False),
     Column("texts", Text, nullable=False),
+)
+CHECKPOINTS = Table(
+    "checkpoints",
+    _METADATA,
+    Column("user_id", Text, primary_key=True),
+    Column("task", Text, primary_key=True),
+    Column("setting", Text, primary_key=True),
+    Column("base_fingerprint", Text, primary_key=True),
+    Column("fingerprint", Text, nullable=False),
+    Column("created", Text, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("sha256", Text, nullable=False),
+    Column("path", Text, nullable=False),
 )
 BASES = Table(
     "bases",

@@ -2,9 +2,10 @@
 
 On one machine it is a folder:
 
-    oppu.db     SQLite: users, histories, profiles, one row per module version, bases, notes of puts under way
-    modules/    <3 hex>/<32 hex of sha256(user id)>-<16 hex>/: two files in PEFT's format
-    bases/      base models, written by others
+    oppu.db         SQLite: users, histories, profiles, one row per module version, checkpoints, bases, notes of puts
+    modules/        <3 hex>/<32 hex of sha256(user id)>-<16 hex>/: two files in PEFT's format
+    checkpoints/    <32 hex>-<16 hex>/: trainings under way; empty when nothing is
+    bases/          base models, written by others
 
 On more than one it is a PostgreSQL database and a URL for the files (docs/scale.md). Several processes may use one
 store at once. Every error is a StoreError of one line without a password, and costs nothing that was stored.
@@ -18,7 +19,8 @@ from typing import Any, Self
 from oppu.errors import StoreError
 from oppu.model.module import Module
 from oppu.records import HistoryItem
-from oppu.store import bases, deletion, histories, modules, notes, profiles, transfer
+from oppu.store import bases, checkpoints, deletion, histories, modules, notes, profiles, transfer
+from oppu.store.checkpoints import NewCheckpoint
 from oppu.store.database import Database
 from oppu.store.leftovers import settle_old_work_folders
 from oppu.store.modules import NewModule
@@ -204,12 +206,35 @@ class Store:
         module, known = transfer.read_export(folder, given)
         return self.put_module(module, **known)
 
+    # what is under way
+
+    def put_checkpoints(self, new: Sequence[NewCheckpoint]) -> None:
+        """Keeps trainings under way, each in place of that of its user, task, setting and base; all or none, atomic.
+
+        It goes when a module of its user, task, setting and base is put, and with the user. One of a user who is not
+        known, or no longer, is not kept.
+        """
+        checkpoints.put_checkpoints(self._database, self._place, new)
+
+    def checkpoint(
+        self, user_id: str, task: str, setting: str, base_fingerprint: str, fingerprint: str
+    ) -> bytes | None:
+        """What was put last, if it is of the training with this fingerprint; StoreError where its file is damaged."""
+        key = {"user_id": user_id, "task": task, "setting": setting, "base_fingerprint": base_fingerprint}
+        return checkpoints.checkpoint(self._database, self._place, key, fingerprint)
+
+    def drop_checkpoint(self, user_id: str, task: str, setting: str, base_fingerprint: str) -> None:
+        """Removes it, if there is one."""
+        key = {"user_id": user_id, "task": task, "setting": setting, "base_fingerprint": base_fingerprint}
+        checkpoints.drop_checkpoint(self._database, self._place, key)
+
     def delete_user(self, user_id: str, task: str | None = None) -> Deleted:
         """Removes every module version, profile and history of the user (in the task), so that no file or row is left.
 
-        Retrieval indexes need no removal: they are made in memory from the history and never stored. Text is wiped
-        from the database and its log too. Killed half-way, the user is hidden, and the next opening goes on.
-        UnknownUserError for a stranger. A put that comes after the deletion makes the user known anew.
+        A training under way goes with them. Retrieval indexes need no removal: they are made in memory from the
+        history and never stored. Text is wiped from the database and its log too. Killed half-way, the user is hidden,
+        and the next opening goes on. UnknownUserError for a stranger. A put that comes after the deletion makes the
+        user known anew.
         """
         return deletion.delete_user(self._database, self._place, user_id, task)
 
