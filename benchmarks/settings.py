@@ -187,9 +187,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="for the adapted base and the figures")
     parser.add_argument("--held-out", type=int, default=50, help="held-out users: those with the longest histories")
     parser.add_argument("--what", choices=("rates", "layers"), default="rates")
-    parser.add_argument(
-        "--longest", type=int, help="join users until they have so many items [default: no]"
-    )
+    parser.add_argument("--longest", type=int, help="join users until they have so many items [default: no]")
     parser.add_argument("--pairs", type=int, default=400, help="to adapt the base on")
     parser.add_argument("--ways", help="numbers, separated by commas, beside 0 and 1 [default: all]")
     options = parser.parse_args()

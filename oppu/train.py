@@ -53,7 +53,7 @@ class TrainConfig:
     """Modules on the top so many layers alone; None: on all, as in the paper."""
     patience: int | None = None
     """Early stop: a user is done when the loss on held-out items has not fallen for so many epochs, and keeps the
-    module of the best epoch; None: never, as in the paper."""
+    module of the best epoch, or the one before the first, which changes nothing; None: never, as in the paper."""
     held_out: float = 0.1
     """Share of a user's items, the newest, that are kept for early stop instead of trained on; at least one."""
 
@@ -101,7 +101,7 @@ class Trained:
     module: Module
     losses: tuple[float, ...]
     held_out_losses: tuple[float, ...] = ()
-    """After each epoch, where there is an early stop."""
+    """Before the first epoch and after each, where there is an early stop."""
 
 
 @dataclass(slots=True)
@@ -122,12 +122,17 @@ class _Learner:
     losses: list[float] = field(default_factory=list)
     held_out_losses: list[float] = field(default_factory=list)
     best: torch.Tensor | None = None
-    """The values [P] of the epoch with the least loss on the held-out items."""
+    """The values [P] with the least loss on the held-out items so far."""
 
     @property
-    def ends_epoch(self) -> bool:
-        """Whether the step just taken was an epoch's last."""
-        return self.step % self.steps_per_epoch == 0
+    def epochs(self) -> int:
+        """How many it has finished."""
+        return self.step // self.steps_per_epoch
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the held-out items are to be looked at: before the first epoch, and after each."""
+        return bool(self.held_out) and len(self.held_out_losses) == self.epochs
 
     def is_done(self, patience: int | None) -> bool:
         """Whether all steps are taken, or the loss on the held-out items has not fallen for `patience` epochs."""
@@ -139,7 +144,7 @@ class _Learner:
         """Put this new learner where it was interrupted; a checkpoint that does not fit is not used, and it is said."""
         fits = all(line.shape == (bank.size,) for line in begun.lines)
         fits &= 0 < begun.step == len(begun.losses) < self.total_steps
-        fits &= len(begun.held_out_losses) == (begun.step // self.steps_per_epoch if self.held_out else 0)
+        fits &= len(begun.held_out_losses) == (begun.step // self.steps_per_epoch + 1 if self.held_out else 0)
         if not fits or (bank.config.dropout and begun.stream.shape != bank.stream(self.slot).shape):
             _LOG.warning("user %s: the checkpoint does not fit, so the training begins anew", self.user_id)
             return
@@ -198,11 +203,12 @@ def train(
                     learners.append(_seat(bank, free.pop(), job, config))
                 if not learners:
                     return
+                _watch(engine, [learner for learner in learners if learner.is_due])
                 losses = engine.backward({learner.slot: next(learner.batches) for learner in learners})
                 for learner in learners:
                     learner.losses.append(losses[learner.slot])
                     _update(bank, learner, config)
-                _watch(engine, [learner for learner in learners if learner.held_out and learner.ends_epoch])
+                _watch(engine, [learner for learner in learners if learner.is_due])
                 for learner in [one for one in learners if one.is_done(config.patience)]:
                     if learner.best is not None:
                         bank.values[learner.slot] = learner.best

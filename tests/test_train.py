@@ -167,7 +167,7 @@ STOPPING = replace(CONFIG, epochs=12, learning_rate=3e-2, patience=2, held_out=0
 def test_a_user_stops_early_by_its_own_held_out_items_and_keeps_its_best_epoch(base: Base) -> None:
     names = ["long", "medium", "late", "short", "one"]
     company = {t.user_id: t for t in train(base, jobs(names), STOPPING, Machine(slots=3))}
-    epochs = {name: len(trained.held_out_losses) for name, trained in company.items()}
+    epochs = {name: len(trained.held_out_losses) - 1 for name, trained in company.items()}
     assert len({epochs[name] for name in ("long", "medium", "late")}) > 1  # some go on when others are done
     assert min(epochs[name] for name in ("long", "medium", "late")) < STOPPING.epochs
     assert company["one"].held_out_losses == ()  # its one item is trained on
@@ -177,11 +177,19 @@ def test_a_user_stops_early_by_its_own_held_out_items_and_keeps_its_best_epoch(b
         count = len(job.examples) - math.ceil(0.2 * len(job.examples))
         learnt = replace(job, examples=job.examples[:count])
         per_epoch = math.ceil(count / STOPPING.batch_size)
-        best = 1 + found.held_out_losses.index(min(found.held_out_losses))
+        best = found.held_out_losses.index(min(found.held_out_losses))
         assert epochs[job.user_id] == min(STOPPING.epochs, best + 2)
         tensors, losses = train_with_peft(base, learnt, STOPPING, best * per_epoch)
         assert difference(dict(found.module.tensors), tensors) < 1e-4
         assert list(found.losses[: len(losses)]) == pytest.approx(losses, rel=1e-4)
+
+
+def test_a_user_whom_no_epoch_helps_keeps_a_module_that_changes_nothing(base: Base) -> None:
+    (job,) = jobs(["long"])
+    (found,) = train(base, [job], replace(STOPPING, learning_rate=1.0), Machine(slots=1))
+    assert min(found.held_out_losses) == found.held_out_losses[0]
+    assert len(found.held_out_losses) == 1 + 2
+    assert all(not tensor.any() for name, tensor in found.module.tensors.items() if "lora_B" in name)
 
 
 def test_early_stop_does_not_depend_on_the_company(base: Base) -> None:
