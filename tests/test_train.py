@@ -125,6 +125,16 @@ def test_dropout_is_the_users_own(base: Base) -> None:
     assert alone.losses[1] != pytest.approx(exact.losses[1], rel=1e-5)
 
 
+def test_another_seed_trains_another_module_and_the_same_seed_the_same(base: Base) -> None:
+    def trained(seed: int) -> dict[str, object]:
+        (found,) = train(base, jobs(["medium"]), replace(CONFIG, seed=seed))
+        return {"losses": found.losses, **{name: tensor.tolist() for name, tensor in found.module.tensors.items()}}
+
+    first, second = trained(0), trained(1)
+    assert first == trained(0)
+    assert all(first[name] != second[name] for name in first)
+
+
 def test_training_leaves_the_base_as_it_was(base: Base) -> None:
     before = {name: weight.clone() for name, weight in base.model.state_dict().items()}
     train_all(base, ["short"], slots=1)

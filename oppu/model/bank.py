@@ -169,5 +169,8 @@ def check_fits(model: PreTrainedModel, module: Module) -> None:
 
 
 def user_seed(seed: int, user_id: str) -> int:
-    """The seed of a user's own random streams: the same in every process, whoever the neighbours are."""
-    return (seed << 32) + zlib.crc32(user_id.encode())
+    """The seed of a user's own random streams: the same in every process, whoever the neighbours are.
+
+    Of 32 bits, for torch's generators on a CPU look at no others. Different seeds give a user different ones.
+    """
+    return zlib.crc32(user_id.encode(), seed & 0xFFFFFFFF)
