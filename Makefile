@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # the same versions everywhere; torch first, so that nothing else chooses another build of it
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check lint types order tests clean
+.PHONY: demo test check lint types order tests browser clean
 demo: $(VENV)/ready
 	$(BIN)/oppu demo
 
@@ -23,8 +23,17 @@ types: $(VENV)/ready
 order: $(VENV)/ready
 	$(BIN)/lint-imports
 
-tests: $(VENV)/ready
+tests: $(VENV)/ready browser
 	$(BIN)/pytest
+
+# for the tests of the reports in a browser, which are skipped without one; NO_BROWSER=1 leaves the system as it is
+browser:
+	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
+	  command -v $$name > /dev/null && exit 0; \
+	done; \
+	if [ -z "$(NO_BROWSER)" ] && [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium > /dev/null; \
+	else false; fi || echo "no Chromium: the tests of the reports in a browser are skipped"
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "oppu needs Python 3.11 or newer")'

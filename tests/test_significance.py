@@ -10,7 +10,12 @@ import pytest
 from oppu.errors import DataError
 from oppu.evaluate.metrics import score
 from oppu.evaluate.results import Prediction
-from oppu.evaluate.significance import confidence_interval, paired_difference, score_by_user
+from oppu.evaluate.significance import (
+    confidence_interval,
+    paired_difference,
+    paired_difference_over_seeds,
+    score_by_user,
+)
 from oppu.tasks import BUILT_IN
 
 TASK = BUILT_IN["news_categorize"]
@@ -152,3 +157,43 @@ def test_macro_f1_of_thousands_of_resamples_takes_moments():
     start = time.perf_counter()
     confidence_interval(TASK, sample, "f1_macro", samples=5000)
     assert time.perf_counter() - start < 2.0
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "f1_macro"])
+def test_over_seeds_the_mean_difference_is_resampled_with_the_same_users_in_every_seed(metric):
+    rng = random.Random(5)
+    labels = TASK.labels[:4]
+    golds = [[rng.choice(labels) for _ in range(rng.randint(1, 5))] for _ in range(6)]
+
+    def answers() -> list[list[Prediction]]:
+        return [
+            [Prediction(f"u{u}", f"u{u}q{q}", gold, rng.choice(labels)) for q, gold in enumerate(of_user)]
+            for u, of_user in enumerate(golds)
+        ]
+
+    seeds = [(answers(), answers()) for _ in range(3)]
+    weights = np.random.default_rng(2).multinomial(6, np.full(6, 1 / 6), size=150)
+
+    def value(side, drawn):
+        pool = [p for u, count in enumerate(drawn) for _ in range(count) for p in side[u]]
+        return score(TASK, [p.gold for p in pool], [p.output for p in pool])[metric]
+
+    slow = [np.mean([value(a, drawn) - value(b, drawn) for a, b in seeds]) for drawn in weights]
+    flat = [tuple([p for of_user in side for p in of_user] for side in pair) for pair in seeds]
+    found = paired_difference_over_seeds(TASK, flat, metric, samples=150, seed=2)
+    assert found.difference == pytest.approx(np.mean([value(a, [1] * 6) - value(b, [1] * 6) for a, b in seeds]))
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(slow, [0.025, 0.975])), abs=1e-12)
+    assert (found.users, found.queries) == (6, sum(map(len, golds)))
+
+
+def test_over_one_seed_it_is_the_difference_of_two_methods():
+    rng = random.Random(1)
+    a, b = predictions(random_hits(rng, 9)), predictions(random_hits(rng, 9))
+    assert paired_difference_over_seeds(TASK, [(a, b)], "accuracy") == paired_difference(TASK, a, b, "accuracy")
+
+
+def test_seeds_that_answered_other_queries_are_refused():
+    rng = random.Random(1)
+    a, b, fewer = (predictions(random_hits(rng, users)) for users in (5, 5, 4))
+    with pytest.raises(DataError, match="did not answer the same queries"):
+        paired_difference_over_seeds(TASK, [(a, b), (fewer, fewer)], "accuracy")

@@ -10,7 +10,7 @@ import sys
 import typer
 
 from oppu import __version__
-from oppu.cli import ask, data, demo, experiment, modules, profile, serve, study, tasks, train
+from oppu.cli import ask, data, demo, experiment, modules, profile, report, serve, study, tasks, train
 from oppu.errors import OppuError
 
 app = typer.Typer(
@@ -31,7 +31,7 @@ def oppu(version: bool = typer.Option(False, "--version", help="Print the versio
         raise typer.Exit
 
 
-for part in (tasks, data, profile, train, ask, modules, experiment, study, serve, demo):
+for part in (tasks, data, profile, train, ask, modules, experiment, report, study, serve, demo):
     part.register(app)
 
 

@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,6 @@ from rich.console import Console
 from oppu.cli.options import (
     BaseName,
     BatchSize,
-    DataPath,
     Device,
     Dtype,
     Epochs,
@@ -28,7 +28,6 @@ from oppu.cli.options import (
     Seed,
     Slots,
     Targets,
-    TaskName,
     TokensPerPass,
     TrunkFolder,
     VirtualTokens,
@@ -37,10 +36,12 @@ from oppu.cli.options import (
     open_store,
     quiet_libraries,
 )
-from oppu.cli.progress import meter
+from oppu.cli.progress import Meter, meter
+from oppu.cli.report import say
 from oppu.model.embedded import EMBEDDED
 
 if TYPE_CHECKING:
+    from oppu.evaluate.experiment import Stage
     from oppu.records import User, UserProfile
     from oppu.tasks import Task
 
@@ -51,18 +52,30 @@ def register(app: typer.Typer) -> None:
 
 
 def experiment(
-    task: TaskName,
-    data: DataPath,
+    task: Annotated[
+        str,
+        typer.Option(
+            "--task",
+            help="A task's name (`oppu tasks`), its LaMP id, or a TOML file of one's own; several with commas, or all.",
+        ),
+    ],
+    data: Annotated[
+        Path,
+        typer.Option("--data", help="Folder or file with the users' histories; with several tasks a folder for each."),
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder for tables, predictions, report, bases and modules.")],
     methods: Annotated[
         str,
         typer.Option(
             "--methods",
             help="Some of base, random, rag, oppu, oppu+rag, separated by commas; with --profiles also pag, pag+rag, "
-            "oppu+pag, oppu+pag+rag.",
+            "oppu+pag, oppu+pag+rag. `all`: the thirteen columns of Table 1; profiles are made where none are given.",
         ),
     ] = "base,random,rag,oppu,oppu+rag",
-    k: Annotated[str, typer.Option("--k", help="Numbers of retrieved items, separated by commas.")] = "1",
+    k: Annotated[
+        str | None,
+        typer.Option("--k", help="Numbers of retrieved items, separated by commas. [default: 1; with all Table 1's]"),
+    ] = None,
     users: Annotated[
         int | None, typer.Option("--users", min=1, help="The users with the longest histories. [default: all]")
     ] = None,
@@ -80,6 +93,9 @@ def experiment(
     ] = None,
     files: Files = None,
     seed: Seed = 0,
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", metavar="A,B,...", help="In place of --seed: a run for each of several.")
+    ] = None,
     base: BaseName = EMBEDDED,
     base_data: Annotated[
         Path | None, typer.Option("--base-data", help="Data whose held-out users adapt the base. [default: --data]")
@@ -88,6 +104,15 @@ def experiment(
     adapt_histories: Annotated[bool, typer.Option(help="Use held-out users' histories as pairs, too.")] = True,
     adapt_pairs: Annotated[
         int | None, typer.Option("--adapt-pairs", min=1, help="Pairs to adapt on, drawn at random. [default: all]")
+    ] = None,
+    adapt_k: Annotated[
+        int | None,
+        typer.Option(
+            "--adapt-k",
+            min=1,
+            help="One retrieval base and one profile base for all k, adapted with so many retrieved items. [default: a "
+            "base for each k]",
+        ),
     ] = None,
     adapt_epochs: Annotated[int | None, typer.Option("--adapt-epochs", min=1, help="[default: the base's]")] = None,
     newest: Newest = None,
@@ -110,69 +135,97 @@ def experiment(
 ) -> None:
     """Compare methods on the same users and write table, predictions and report to one folder.
 
-    Running the same command again goes on where it was interrupted.
+    Running the same command again goes on where it was interrupted. With several tasks or seeds each run has its
+    folder, OUT/TASK/seed-N, and OUT gets the joint report (`oppu report`).
 
     Example: `oppu experiment --task news_categorize --data data/news --users 20 --k 1 --out runs/out/news`
+
+    Example: `oppu experiment --task all --data data --methods all --seeds 0,1,2 --out runs/out/all`
     """
     from oppu.data import development_set, read_dataset
-    from oppu.evaluate.experiment import Experiment, run
+    from oppu.describe.default import default_way
+    from oppu.describe.stored import is_stored
+    from oppu.errors import ConfigError
+    from oppu.evaluate.experiment import ALL, Experiment, run
+    from oppu.evaluate.grid import plan_runs
+    from oppu.evaluate.joint import write_joint_report
     from oppu.evaluate.summary import summary_table
     from oppu.model.base import family_of
     from oppu.recipes import recipe_for
     from oppu.records import Dataset
-    from oppu.tasks import find_task
     from oppu.train import Machine
 
-    found = find_task(task)
-    dataset = read_dataset(data, found)
-    if base_data is not None:
-        dataset = Dataset(dataset.users, read_dataset(base_data, found).base_users)
-    if develop is not None:
-        dataset = development_set(dataset, develop)
-    given = _profiles(profiles, store, files, found, [*dataset.users, *dataset.base_users])
-    recipe = recipe_for(family_of(base), found)
-    personal = changed_training(
-        recipe.personal,
-        kind=kind,
-        rank=rank,
-        targets=targets,
-        virtual_tokens=virtual_tokens,
-        layers=layers,
-        patience=patience,
-        epochs=epochs,
-        learning_rate=learning_rate,
-        batch_size=batch_size,
-        seed=seed,
-    )
-    wanted = Experiment(
-        task=found,
-        methods=tuple(methods.split(",")),
-        k=tuple(_number(text) for text in k.split(",")),
-        base=base,
-        adapt=changed(recipe.adapt, epochs=adapt_epochs, seed=seed) if adapt else None,
-        personal=personal,
-        users=users,
-        newest=newest,
-        pairs=adapt_pairs,
-        histories=adapt_histories,
-        seed=seed,
-        dtype=dtype,
-        quantize=quantize,
-    )
-    with quiet_libraries(), meter() as shown:
-        cells = run(
-            wanted,
-            dataset,
-            out,
-            profiles=given,
-            fresh=fresh,
-            command=shlex.join(["oppu", *sys.argv[1:]]),
-            machine=changed(Machine(), slots=slots, tokens_per_pass=tokens_per_pass, trunk_folder=trunk),
-            device=device,
-            on_stage=lambda stage: shown.show(stage.name, stage.done, stage.total, stage.tokens),
+    is_table_1 = methods == ALL
+    if is_table_1 and k is not None:
+        raise ConfigError("the columns of Table 1 have their own numbers of items", where="--k", fix="leave out --k")
+    if adapt_k is not None and not adapt:
+        raise ConfigError("no base is adapted", where="--adapt-k", fix="leave out --adapt-k or --no-adapt")
+    planned = plan_runs(task, _seeds(seed, seeds), data, base_data, out)
+    tasks = {each.task.name: each for each in planned}
+    if profiles is not None and not is_stored(profiles) and len(tasks) > 1:
+        raise ConfigError("a file holds the profiles of one task", where="--profiles", fix="use --profiles store")
+    datasets: dict[str, Dataset] = {}
+    given: dict[str, Mapping[str, UserProfile] | None] = {}
+    for name, each in tasks.items():  # all before the first training, so that no mistake costs hours
+        dataset = read_dataset(each.data, each.task)
+        if each.base_data is not None:
+            dataset = Dataset(dataset.users, read_dataset(each.base_data, each.task).base_users)
+        if develop is not None:
+            dataset = development_set(dataset, develop)
+        datasets[name] = dataset
+        given[name] = _profiles(profiles, store, files, each.task, [*dataset.users, *dataset.base_users])
+        if is_table_1 and profiles is None:
+            typer.echo(f"{name}: no profiles are given; they are made as by `oppu profile`: {default_way(each.task)}")
+    for each in planned:
+        recipe = recipe_for(family_of(base), each.task)
+        personal = changed_training(
+            recipe.personal,
+            kind=kind,
+            rank=rank,
+            targets=targets,
+            virtual_tokens=virtual_tokens,
+            layers=layers,
+            patience=patience,
+            epochs=epochs,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            seed=each.seed,
         )
-    Console().print(summary_table(found, cells))
-    typer.echo(f"report: {out / 'report.html'}")
+        wanted = Experiment(
+            task=each.task,
+            methods=tuple(methods.split(",")),
+            k=() if is_table_1 else tuple(_number(text) for text in ("1" if k is None else k).split(",")),
+            base=base,
+            adapt=changed(recipe.adapt, epochs=adapt_epochs, seed=each.seed) if adapt else None,
+            personal=personal,
+            users=users,
+            newest=newest,
+            pairs=adapt_pairs,
+            histories=adapt_histories,
+            seed=each.seed,
+            dtype=dtype,
+            quantize=quantize,
+            adapt_k=adapt_k,
+        )
+        if len(planned) > 1:
+            typer.echo(f"{each.task.name}, seed {each.seed}")
+        with quiet_libraries(), meter() as shown:
+            cells = run(
+                wanted,
+                datasets[each.task.name],
+                each.out,
+                profiles=given[each.task.name],
+                fresh=fresh,
+                command=shlex.join(["oppu", *sys.argv[1:]]),
+                machine=changed(Machine(), slots=slots, tokens_per_pass=tokens_per_pass, trunk_folder=trunk),
+                device=device,
+                on_stage=partial(_show, shown),
+            )
+        Console().print(summary_table(each.task, cells))
+        typer.echo(f"report: {each.out / 'report.html'}")
+    if len(planned) > 1:
+        command = shlex.join(["oppu", *sys.argv[1:]])
+        say(write_joint_report([each.out for each in planned], out, command=command))
 
 
 def _profiles(
@@ -191,6 +244,23 @@ def _profiles(
         raise ConfigError("no store is named", where="--profiles", fix="add --store, as it was for `oppu profile`")
     with open_store(store, files) as opened:
         return profiles_from(source)(opened, task, users)
+
+
+def _show(shown: Meter, stage: "Stage") -> None:
+    shown.show(stage.name, stage.done, stage.total, stage.tokens)
+
+
+def _seeds(seed: int, seeds: str | None) -> list[int]:
+    """Those of --seeds, or the one of --seed."""
+    from oppu.errors import ConfigError
+
+    if seeds is None:
+        return [seed]
+    if seed:
+        raise ConfigError("--seed and --seeds are given", where="--seeds", fix="use one of them")
+    if not all(text.strip().isdecimal() for text in seeds.split(",")):
+        raise ConfigError(f"'{seeds}' is no list of seeds", where="--seeds", fix="use for example --seeds 0,1,2")
+    return [int(text) for text in seeds.split(",")]
 
 
 def _number(text: str) -> int:

@@ -123,6 +123,7 @@ def profile(
 
 def _is_counted(task: "Task", by: str | None, base: str | None, url: str | None, model: str | None) -> bool:
     """Whether profiles are counted; ConfigError for options that do not go together, and tasks that have no such."""
+    from oppu.describe.default import is_counted
     from oppu.profiles.count import check_countable
     from oppu.profiles.request import check_askable
 
@@ -136,7 +137,7 @@ def _is_counted(task: "Task", by: str | None, base: str | None, url: str | None,
     if (url is None) != (model is None):
         alone = "--model" if url is None else "--url"
         raise ConfigError("--url and --model belong together", where=alone, fix="give both")
-    counted = by == "count" or (by is None and named is None and bool(task.profile_count))
+    counted = by == "count" or (by is None and named is None and is_counted(task))
     if counted:
         check_countable(task)
     else:

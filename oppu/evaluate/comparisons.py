@@ -58,11 +58,14 @@ def is_personal(method: str) -> bool:
     return method == PERSONAL or method.startswith(f"{PERSONAL}+")
 
 
+def counterpart_method(method: str) -> str | None:
+    """The method with the same prompt and no module; None for a method without one."""
+    return (method.removeprefix(PERSONAL).removeprefix("+") or BASE) if is_personal(method) else None
+
+
 def counterpart(cell: Cell, cells: Sequence[Cell]) -> Cell | None:
     """The cell with the same prompt and no module; None when the run has none."""
-    if not is_personal(cell.method):
-        return None
-    method = cell.method.removeprefix(PERSONAL).removeprefix("+") or BASE
+    method = counterpart_method(cell.method)
     return next((other for other in cells if other.method == method and other.k == cell.k), None)
 
 

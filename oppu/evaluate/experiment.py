@@ -15,11 +15,13 @@ from typing import Any
 
 from oppu import __version__
 from oppu.adapt import AdaptConfig, adapt_into_store
+from oppu.describe.default import default_profiles, default_way
 from oppu.errors import ConfigError, DataError, ModelError
 from oppu.evaluate.baselines import baselines
 from oppu.evaluate.circumstances import versions
+from oppu.evaluate.columns import TABLE_1
 from oppu.evaluate.report import write_report
-from oppu.evaluate.results import Cell, Prediction, read_cells, write_cell, write_results
+from oppu.evaluate.results import RESULTS_FILE, TASK_FILE, Cell, Prediction, read_cells, write_cell, write_results
 from oppu.evaluate.under_way import FOLDER as UNDER_WAY
 from oppu.evaluate.under_way import UnderWay, forget
 from oppu.examples import PLAIN, Setting
@@ -34,6 +36,9 @@ from oppu.store.files import make_folders, os_errors, write_atomically
 from oppu.tasks import Task
 from oppu.train import Machine, TrainConfig
 
+ALL = "all"
+"""In place of methods: the columns of Table 1, which have their own numbers of retrieved items."""
+
 
 @dataclass(frozen=True, slots=True)
 class Method:
@@ -44,23 +49,28 @@ class Method:
     personal: bool
 
 
-def method(name: str, k: int, seed: int) -> Method:
-    """A method of the paper's tables by its name; ConfigError for an unknown one."""
+def method(name: str, k: int, seed: int, adapt_k: int | None = None) -> Method:
+    """A method of the paper's tables by its name; ConfigError for an unknown one. `adapt_k`: see `Experiment`."""
     retrieval = Setting(k=k, seed=seed)
     profile, both = Setting(profile=True, seed=seed), Setting(k=k, profile=True, seed=seed)
+    for_retrieval, for_profile, for_both = retrieval, profile, both
+    if adapt_k is not None:  # Theta^(R) and Theta^(P), one of each
+        for_retrieval = replace(retrieval, k=adapt_k) if k > 0 else retrieval
+        for_profile = for_both = Setting(k=adapt_k, profile=True, seed=seed)
     methods = {
         "base": Method(PLAIN, PLAIN, False),
-        "random": Method(Setting(k=k, retriever="random", seed=seed), retrieval, False),
-        "rag": Method(retrieval, retrieval, False),
+        "random": Method(Setting(k=k, retriever="random", seed=seed), for_retrieval, False),
+        "rag": Method(retrieval, for_retrieval, False),
         "oppu": Method(PLAIN, PLAIN, True),
-        "oppu+rag": Method(retrieval, retrieval, True),
-        "pag": Method(profile, profile, False),
-        "pag+rag": Method(both, both, False),
-        "oppu+pag": Method(profile, profile, True),
-        "oppu+pag+rag": Method(both, both, True),
+        "oppu+rag": Method(retrieval, for_retrieval, True),
+        "pag": Method(profile, for_profile, False),
+        "pag+rag": Method(both, for_both, False),
+        "oppu+pag": Method(profile, for_profile, True),
+        "oppu+pag+rag": Method(both, for_both, True),
     }
     if name not in methods:
-        raise ConfigError(f"unknown method '{name}'", where="--methods", fix=f"use some of: {', '.join(methods)}")
+        fix = f"use some of: {', '.join(methods)}, or {ALL}"
+        raise ConfigError(f"unknown method '{name}'", where="--methods", fix=fix)
     return methods[name]
 
 
@@ -70,7 +80,9 @@ class Experiment:
 
     task: Task
     methods: tuple[str, ...]
+    """Names of methods, or ALL alone."""
     k: tuple[int, ...]
+    """Numbers of retrieved items; with ALL those of Table 1."""
     base: str
     adapt: TrainConfig | None
     """None: no task adaption; every method uses the base as it is."""
@@ -84,9 +96,23 @@ class Experiment:
     dtype: str = AUTO
     quantize: str | None = None
     """How the base is rounded for modules and answers; the task adaption before that is in full precision."""
+    adapt_k: int | None = None
+    """Retrieved items in the prompts of the one retrieval base and the one profile base (section 2.2); None: a method's
+    base was adapted with the prompts that the method shows, a base for each k, as in the published code."""
+
+    @property
+    def is_table_1(self) -> bool:
+        """Whether the columns of Table 1 are wanted."""
+        return self.methods == (ALL,)
+
+    def method_of(self, name: str, k: int) -> Method:
+        """One of its methods."""
+        return method(name, k, self.seed, self.adapt_k)
 
     def columns(self) -> list[tuple[str, int]]:
         """(method, k) of each row of the table; methods without retrieval have k = 0."""
+        if self.is_table_1:
+            return [(column.method, column.k) for column in TABLE_1]
         listed: list[tuple[str, int]] = []
         for name in self.methods:
             for k in self.k:
@@ -121,14 +147,17 @@ def run(
     """Run every method that is not finished yet; write results.json, predictions/ and report.html; return the cells.
 
     `profiles`: what may be shown of users and held-out users, for the methods with a profile; where it has changed,
-    these methods are run again, and no others.
+    these methods are run again, and no others. None: for the columns of Table 1 they are made as `oppu profile` does by
+    default, and kept in the run's store; no other method may need them.
     """
     users = longest_histories(dataset.users, experiment.users)
     unlabelled = [q.id for user in users for q in user.queries if q.gold is None]
     if unlabelled:
         raise DataError([f"query {name} has no label" for name in unlabelled], fix="an experiment needs every answer")
     columns = experiment.columns()  # first, so that an unknown method costs nothing
-    if profiles is None and (needing := [name for name, k in columns if method(name, k, 0).setting.profile]):
+    way = _way_of_profiles(experiment.task) if profiles is None and experiment.is_table_1 else ""
+    needing = [name for name, k in columns if method(name, k, 0).setting.profile]
+    if needing and profiles is None and not way:
         raise ConfigError(f"{needing[0]} shows profiles, and there are none", where="--methods", fix="give --profiles")
     find_dtype(experiment.dtype, find_device(device))
     if experiment.quantize is not None:
@@ -136,7 +165,7 @@ def run(
     fingerprint = _run_fingerprint(experiment, users, dataset.base_users)
     everyone = (*users, *dataset.base_users)
     wanted = {
-        (name, k): _cell_fingerprint(fingerprint, method(name, k, experiment.seed), everyone, profiles)
+        (name, k): _cell_fingerprint(fingerprint, experiment.method_of(name, k), everyone, profiles, way)
         for name, k in columns
     }
     _prepare(out, fingerprint, fresh)
@@ -152,7 +181,7 @@ def run(
                 forget(out, finished[name, k].name)
     cells = [_baseline(name, found) for name, found in baselines(experiment.task, users, dataset.base_users).items()]
     cells += [finished[column] for column in columns]
-    config = _config(experiment, command)
+    config = _config(experiment, command, profiles)
     write_results(out, experiment.task, config, cells)
     write_report(out, experiment.task, config, cells, {user.id: len(user.history) for user in users})
     return tuple(cells)
@@ -177,7 +206,9 @@ class _Bench:
 
     def cell(self, name: str, k: int, users: Sequence[User]) -> Cell:
         """One method, from its base to its answers."""
-        wanted = method(name, k, self.experiment.seed)
+        wanted = self.experiment.method_of(name, k)
+        if wanted.setting.profile and self.profiles is None:
+            self.profiles = self._own_profiles(users)
         base = self._adapted(wanted.adapted_with)
         fingerprint = self.fingerprints[name, k]
         plan = Plan(self.experiment.task, self.experiment.personal, wanted.setting, self.experiment.newest)
@@ -190,6 +221,19 @@ class _Bench:
             for query in user.queries
         )
         return Cell(name, k, predictions, kept.seconds, curves, fingerprint)
+
+    def _own_profiles(self, users: Sequence[User]) -> Mapping[str, UserProfile]:
+        """Those that `oppu profile` makes by default, held-out users' included where a base is adapted with them."""
+        self.base = self.base_setting = None  # lets go of its memory: another model may write them
+        described = [*users, *(self.base_users if self.experiment.adapt is not None else ())]
+        stage = f"profiles by {default_way(self.experiment.task)}"
+        return default_profiles(
+            self.store,
+            self.experiment.task,
+            described,
+            device=self.device,
+            on_progress=lambda done, total: self.on_stage(Stage(stage, done, total)),
+        )
 
     def _answer(
         self, stage: str, base: Base, plan: Plan, users: Sequence[User], store: Store | None, kept: UnderWay
@@ -278,6 +322,7 @@ def _run_fingerprint(
     Of the base it is the content that counts, whatever its name.
     """
     config = asdict(replace(experiment, methods=(), k=(), task=None, base=""))  # type: ignore[arg-type]
+    del config["adapt_k"]  # the methods say it
     base = fingerprint_of(experiment.base, experiment.quantize)
     parts = [__version__, base, experiment.task.model_dump_json(), json.dumps(config, sort_keys=True, default=str)]
     digest = hashlib.sha256("\n".join(parts).encode())
@@ -287,15 +332,24 @@ def _run_fingerprint(
 
 
 def _cell_fingerprint(
-    run: str, method: Method, everyone: Sequence[User], profiles: Mapping[str, UserProfile] | None
+    run: str, method: Method, everyone: Sequence[User], profiles: Mapping[str, UserProfile] | None, way: str
 ) -> str:
-    """Over what decides a cell: what decides all of them, the method, and the profiles where it shows them."""
+    """Over what decides a cell: what decides all of them, the method, and the profiles where it shows them.
+
+    `way`: how the run makes them itself from the histories, which are in `run`; empty: they are given.
+    """
     digest = hashlib.sha256(f"{run}\n{json.dumps(asdict(method), sort_keys=True)}".encode())
+    if method.setting.profile and way:
+        digest.update(way.encode())
     for user in everyone if method.setting.profile else ():
         profile = (profiles or {}).get(user.id)
         told = profile if profile is None or isinstance(profile, str) else [asdict(each) for each in profile]
         digest.update(json.dumps([user.id, told], sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def _way_of_profiles(task: Task) -> str:
+    return f"{default_way(task)}: {task.profile_count or task.profile_prompt}"
 
 
 def _prepare(out: Path, fingerprint: str, fresh: bool) -> None:
@@ -305,7 +359,7 @@ def _prepare(out: Path, fingerprint: str, fresh: bool) -> None:
             for part in ("cells", "predictions", "store", UNDER_WAY):
                 if (out / part).exists():
                     shutil.rmtree(out / part)
-            for file in ("run.json", "results.json", "report.html"):
+            for file in ("run.json", RESULTS_FILE, "report.html", TASK_FILE):
                 (out / file).unlink(missing_ok=True)
         record = out / "run.json"
         if record.is_file() and record.read_bytes() != _run_record(fingerprint):
@@ -322,9 +376,13 @@ def _run_record(fingerprint: str) -> bytes:
     return json.dumps({"fingerprint": fingerprint}).encode()
 
 
-def _config(experiment: Experiment, command: str) -> Mapping[str, Any]:
+def _config(experiment: Experiment, command: str, profiles: Mapping[str, UserProfile] | None) -> Mapping[str, Any]:
+    shown: dict[str, str] = {}
+    if experiment.is_table_1:
+        shown["profiles"] = default_way(experiment.task) if profiles is None else "given"
     return {
         "command": command,
         **{k: v for k, v in asdict(experiment).items() if k != "task"},
+        **shown,
         "versions": versions(),
     }

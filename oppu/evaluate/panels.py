@@ -7,8 +7,10 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from oppu.errors import DataError
 from oppu.evaluate.fit import Line
 from oppu.evaluate.plots import INCH, LINE_COLOR, STYLE, inline, svg_text
 
@@ -25,6 +27,9 @@ svg { --paper: #fdfdfb; color: #1f2328; background: var(--paper); }
 @media (prefers-color-scheme: dark) { svg { --paper: #15171a; color: #e3e4e3; } }
 text { fill: currentColor; }
 </style>"""
+
+_FOREIGN = re.compile(r"<script|<foreignObject|<[^>]*(\son\w+|(href|src))\s*=\s*[\"'](?!#)", re.IGNORECASE)
+"""What runs or fetches something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +130,14 @@ def figure_svg(name: str, panels: Sequence[Panel]) -> str:
             axes.set_title(panel.title, loc="left", fontsize=9.5, fontweight="bold", pad=6 + 13 * rows_above)
         text = inline(name, svg_text(name, figure))
     return re.sub(r"<svg([^>]*)>", rf'<svg xmlns="http://www.w3.org/2000/svg"\1>\n{_IN_FILE}', text, count=1) + "\n"
+
+
+def within_page(name: str, file: str, where: Path) -> str:
+    """What `figure_svg` wrote, as an <svg> inside a page; `name` makes its ids its own. DataError for anything else."""
+    head, own_style, rest = file.partition(_IN_FILE)
+    if not own_style or _FOREIGN.search(file):
+        raise DataError(["its figure is not one that a study wrote"], where=str(where), fix="run the study again")
+    return inline(name, head + rest)
 
 
 def _log_axis(axes: Any, ticks: Sequence[float]) -> None:

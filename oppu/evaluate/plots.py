@@ -60,9 +60,11 @@ class Mark:
     """A baseline: drawn as a ring."""
 
 
-def plot_marks(name: str, marks: Sequence[Mark], width_px: float) -> str:
-    """Methods from top to bottom, each a dot with its interval."""
+def plot_marks(name: str, marks: Sequence[Mark], width_px: float, *, zero: bool = False) -> str:
+    """Methods from top to bottom, each a dot with its interval; `zero`: a thin line at 0."""
     with _figure(width_px, 40 + 22 * len(marks)) as (figure, axes):
+        if zero:
+            axes.axvline(0, color=LINE_COLOR, linewidth=0.8)
         for row, mark in enumerate(marks):
             axes.plot([mark.low, mark.high], [row, row], color=mark.color, linewidth=1.6, solid_capstyle="butt")
             face = PAPER if mark.hollow else mark.color

@@ -10,7 +10,7 @@ all cases.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -23,6 +23,13 @@ from oppu.tasks import Task
 
 ALPHA = 0.05
 SAMPLES = 4000
+DIFFERENCES: Mapping[str, tuple[float, float, float]] = {
+    "accuracy": (0.02, 0.05, 0.1),
+    "mae": (0.05, 0.1, 0.2),
+    "rouge1": (0.01, 0.02, 0.05),
+    "rougeL": (0.01, 0.02, 0.05),
+}
+"""Usual differences of the metrics that are means over questions, in the metric's own unit."""
 
 _MEANS = {"accuracy": "correct", "mae": "absolute_error", "rouge1": "rouge1", "rougeL": "rougeL"}
 _RESIDUAL_MEANS = 20_000
@@ -78,6 +85,11 @@ def gains_by_user(task: Task, a: Sequence[Prediction], b: Sequence[Prediction], 
     for user, query in sorted(golds_a):
         gains.setdefault(user, []).append(sign * (values[0][user, query] - values[1][user, query]))
     return [np.array(gains[user]) for user in sorted(gains)]
+
+
+def mean_gains(of_seeds: Sequence[Sequence[FloatArray]]) -> list[FloatArray]:
+    """The gains of the same users' questions, averaged over training seeds."""
+    return [np.mean(of_user, axis=0) for of_user in zip(*of_seeds, strict=True)]
 
 
 def spread_of(gains: Sequence[FloatArray]) -> Spread:

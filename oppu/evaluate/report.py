@@ -3,7 +3,6 @@
 Cells, config and history sizes in, a page out; all numbers are computed here from the predictions.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,8 @@ from oppu.evaluate.metrics import HIGHER_IS_BETTER, metrics_of, primary_metric
 from oppu.evaluate.page import fill_page, flatten
 from oppu.evaluate.plots import PERSONAL_COLOR, PLAIN_COLOR, Mark, plot_curves, plot_gains, plot_marks
 from oppu.evaluate.results import Cell, predictions_file
-from oppu.evaluate.significance import LEVEL, POWER, SAMPLES, SEED, PairedDifference
-from oppu.evaluate.summary import TITLES, duration, number, ranks, signed, title
+from oppu.evaluate.significance import LEVEL, POWER, SAMPLES, SEED, verdict
+from oppu.evaluate.summary import TITLES, count, duration, interval, number, p_value, ranks, signed, title
 from oppu.store.files import make_folders, os_errors, write_atomically
 from oppu.tasks import Task
 
@@ -82,17 +81,12 @@ def render(task: Task, config: Mapping[str, Any], cells: Sequence[Cell], history
 def _facts(scored: Sequence[ScoredCell], history_sizes: Mapping[str, int]) -> list[str]:
     facts = []
     if scored:
-        facts += [_count(max(s.users for s in scored), "user"), _count(max(s.queries for s in scored), "query")]
+        facts += [count(max(s.users for s in scored), "user"), count(max(s.queries for s in scored), "query")]
     sizes = sorted(history_sizes.values())
     if sizes:
         middle = (sizes[(len(sizes) - 1) // 2] + sizes[len(sizes) // 2]) / 2
         facts.append(f"histories of {sizes[0]:,} to {sizes[-1]:,} items (median {middle:,.0f})")
     return facts
-
-
-def _count(count: int, noun: str) -> str:
-    many = noun.removesuffix("y") + "ies" if noun.endswith("y") else noun + "s"
-    return f"{count:,} {noun if count == 1 else many}"
 
 
 def _rows(task: Task, scored: Sequence[ScoredCell]) -> list[dict[str, Any]]:
@@ -105,7 +99,7 @@ def _rows(task: Task, scored: Sequence[ScoredCell]) -> list[dict[str, Any]]:
             "numbers": [
                 {
                     "value": number(each.metrics[metric]),
-                    "interval": _interval(*each.intervals[metric]),
+                    "interval": interval(*each.intervals[metric]),
                     "rank": rank.get((each.cell.name, metric), 0),
                 }
                 for metric in metrics_of(task)
@@ -134,10 +128,6 @@ def _link(cell: Cell) -> dict[str, Any]:
     return {"method": cell.method, "k": cell.k, "file": path.name, "href": quote(path.as_posix())}
 
 
-def _interval(low: float, high: float) -> str:
-    return "" if math.isnan(low) else f"{number(low)} to {number(high)}"
-
-
 def _comparison(task: Task, comparison: Comparison) -> dict[str, Any]:
     return {
         "a": _link(comparison.a),
@@ -147,27 +137,14 @@ def _comparison(task: Task, comparison: Comparison) -> dict[str, Any]:
             {
                 "metric": title(metric),
                 "difference": signed(found.difference),
-                "interval": "–" if math.isnan(found.low) else f"{signed(found.low)} to {signed(found.high)}",
-                "p": _p_value(found.p_value),
+                "interval": interval(found.low, found.high, signed) or "–",
+                "p": p_value(found.p_value),
                 "detectable": number(found.smallest_detectable),
-                "verdict": _verdict(metric, found),
+                "verdict": verdict(metric, found),
             }
             for metric, found in comparison.differences.items()
         ],
     }
-
-
-def _p_value(p: float) -> str:
-    if math.isnan(p):
-        return "–"
-    return f"< {number(0.001)}" if p < 0.001 else number(p)
-
-
-def _verdict(metric: str, found: PairedDifference) -> str:
-    """better or worse where the interval leaves out zero, else open."""
-    if found.low > 0 or found.high < 0:
-        return "better" if (found.difference > 0) == HIGHER_IS_BETTER[metric] else "worse"
-    return "open"
 
 
 def _finding(task: Task, comparison: Comparison) -> dict[str, Any]:
@@ -179,8 +156,8 @@ def _finding(task: Task, comparison: Comparison) -> dict[str, Any]:
         "kind": "baseline" if is_baseline(comparison.b.method) else "method without a module",
         "metric": title(metric),
         "difference": signed(found.difference),
-        "interval": _interval(found.low, found.high) and f"{signed(found.low)} to {signed(found.high)}",
-        "verdict": _verdict(metric, found),
+        "interval": interval(found.low, found.high, signed),
+        "verdict": verdict(metric, found),
     }
 
 

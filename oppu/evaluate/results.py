@@ -15,7 +15,11 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from oppu.errors import ConfigError, DataError
 from oppu.evaluate.metrics import score
 from oppu.store.files import make_folders, os_errors, write_atomically
-from oppu.tasks import Task
+from oppu.tasks import Task, task_to_toml
+
+RESULTS_FILE = "results.json"
+TASK_FILE = "task.toml"
+"""The run's task as it was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +87,14 @@ def score_cell(task: Task, cell: Cell) -> Row:
 
 
 def write_results(out: Path, task: Task, config: Mapping[str, Any], cells: Sequence[Cell]) -> tuple[Row, ...]:
-    """Write `out/results.json` and every cell's predictions in the benchmark's format; gives back the rows."""
+    """Write results.json, the task, and every cell's predictions in the benchmark's format; gives back the rows."""
     rows = tuple(score_cell(task, cell) for cell in cells)
     for cell in cells:
         golds = [{"id": p.query_id, "output": p.output} for p in cell.predictions]
         _write_json(out / predictions_file(cell), {"task": task.benchmark_name, "golds": golds})
+    write_atomically(out / TASK_FILE, task_to_toml(task).encode("utf-8"))
     _write_json(
-        out / "results.json",
+        out / RESULTS_FILE,
         {"task": task.name, "config": dict(config), "rows": [asdict(row) for row in rows]},
     )
     return rows

@@ -13,7 +13,7 @@ from statistics import NormalDist
 import numpy as np
 
 from oppu.errors import DataError
-from oppu.evaluate.metrics import FloatArray, from_sums, statistics
+from oppu.evaluate.metrics import HIGHER_IS_BETTER, FloatArray, from_sums, statistics
 from oppu.evaluate.results import Prediction
 from oppu.tasks import Task
 
@@ -69,15 +69,39 @@ def paired_difference(
 
     smallest detectable = (z_{(1+level)/2} + z_{power}) * standard error, about 2.8 standard errors.
     """
-    _check_same_queries(a, b)
-    _, sums_a = _sums_by_user(task, a, metric)
-    _, sums_b = _sums_by_user(task, b, metric)
-    users, width = sums_a.shape
-    difference = _subtract(metric, sums_a.sum(axis=0), sums_b.sum(axis=0))
+    return paired_difference_over_seeds(task, [(a, b)], metric, samples, seed, level)
+
+
+def paired_difference_over_seeds(
+    task: Task,
+    pairs: Sequence[tuple[Sequence[Prediction], Sequence[Prediction]]],
+    metric: str,
+    samples: int = SAMPLES,
+    seed: int = SEED,
+    level: float = LEVEL,
+) -> PairedDifference:
+    """The mean over (a, b) of several training seeds of a minus b, all on the same resampled users.
+
+    Of a mean over queries this is each user's score averaged over the seeds first, so that a user counts once however
+    many seeds there are; of macro-F1 and RMSE the mean of the seeds' differences. DataError when any queries differ.
+    """
+    first = pairs[0][0]
+    for a, b in pairs:
+        _check_same_queries(first, a)
+        _check_same_queries(first, b)
+    sums = [_sums_by_user(task, side, metric)[1] for pair in pairs for side in pair]
+    users, width = sums[0].shape
+    joined = np.hstack(sums)  # [users, seeds * 2 * width]
+
+    def difference_of(totals: FloatArray) -> FloatArray:
+        sides = np.split(totals, totals.shape[-1] // width, axis=-1)
+        of_seeds = [_subtract(metric, a, b) for a, b in zip(sides[::2], sides[1::2], strict=True)]
+        return np.asarray(np.mean(of_seeds, axis=0))
+
+    difference = difference_of(joined.sum(axis=0))
     if users < 2:
-        return PairedDifference(float(difference), math.nan, math.nan, math.nan, users, len(a), math.nan)
-    resampled = _resample(np.hstack([sums_a, sums_b]), samples, seed)
-    differences = _subtract(metric, resampled[:, :width], resampled[:, width:])
+        return PairedDifference(float(difference), math.nan, math.nan, math.nan, users, len(first), math.nan)
+    differences = difference_of(_resample(joined, samples, seed))
     low, high = _percentiles(differences, level)
     z = NormalDist().inv_cdf((1 + level) / 2) + NormalDist().inv_cdf(POWER)
     return PairedDifference(
@@ -86,9 +110,16 @@ def paired_difference(
         high=high,
         p_value=_two_sided(differences),
         users=users,
-        queries=len(a),
+        queries=len(first),
         smallest_detectable=z * float(differences.std(ddof=1)),
     )
+
+
+def verdict(metric: str, found: PairedDifference) -> str:
+    """better or worse where the interval leaves out zero, else open."""
+    if found.low > 0 or found.high < 0:
+        return "better" if (found.difference > 0) == HIGHER_IS_BETTER[metric] else "worse"
+    return "open"
 
 
 def score_by_user(task: Task, predictions: Sequence[Prediction], metric: str) -> dict[str, float]:

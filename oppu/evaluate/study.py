@@ -168,6 +168,7 @@ def run_study(
         "facts": outcome.facts,
         "command": command,
         **config,
+        "columns": outcome.table.columns,
         "table": [dict(zip(_names(outcome.table), row, strict=True)) for row in outcome.table.rows],
         **outcome.numbers,
     }

@@ -1,7 +1,8 @@
 """Numbers as people read them, and the table of a run for the terminal."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TypeVar
 
 from rich.table import Table
 from rich.text import Text
@@ -10,6 +11,8 @@ from oppu.evaluate.comparisons import ScoredCell, is_baseline, score_cells
 from oppu.evaluate.metrics import HIGHER_IS_BETTER, metrics_of
 from oppu.evaluate.results import Cell
 from oppu.tasks import Task
+
+Name = TypeVar("Name", bound=Hashable)
 
 TITLES = {
     "accuracy": "Accuracy",
@@ -42,6 +45,22 @@ def signed(value: float) -> str:
     return f"+{text}" if value > 0 and text not in (".000", "–") else text
 
 
+def interval(low: float, high: float, text: Callable[[float], str] = number) -> str:
+    """`.705 to .905`; empty where there is none."""
+    return "" if math.isnan(low) else f"{text(low)} to {text(high)}"
+
+
+def p_value(p: float) -> str:
+    """`.034`, `< .001`."""
+    return f"< {number(0.001)}" if p < 0.001 else number(p)
+
+
+def count(how_many: int, noun: str) -> str:
+    """`1 query`, `2,000 queries`."""
+    many = noun.removesuffix("y") + "ies" if noun.endswith("y") else noun + "s"
+    return f"{how_many:,} {noun if how_many == 1 else many}"
+
+
 def duration(seconds: float) -> str:
     """`0.8 s`, `42 s`, `4 min 12 s`, `1 h 05 min`."""
     if seconds < 9.95:
@@ -58,12 +77,16 @@ def ranks(task: Task, scored: Sequence[ScoredCell]) -> dict[tuple[str, str], int
     """1 for the best and 2 for the second best cell of every metric, by (cell name, metric); what reads alike ties."""
     found: dict[tuple[str, str], int] = {}
     for metric in metrics_of(task):
-        shown = {each.cell.name: round(each.metrics[metric], 3) for each in scored}
-        order = sorted(set(shown.values()), reverse=HIGHER_IS_BETTER[metric])
-        for name, value in shown.items():
-            if value in order[:2]:
-                found[name, metric] = order.index(value) + 1
+        best = best_two({each.cell.name: each.metrics[metric] for each in scored}, metric)
+        found.update({(name, metric): rank for name, rank in best.items()})
     return found
+
+
+def best_two(values: Mapping[Name, float], metric: str) -> dict[Name, int]:
+    """1 for the best and 2 for the second best value of a metric, by name; what reads alike ties, others are not in."""
+    shown = {name: round(value, 3) for name, value in values.items()}
+    order = sorted(set(shown.values()), reverse=HIGHER_IS_BETTER[metric])[:2]
+    return {name: order.index(value) + 1 for name, value in shown.items() if value in order}
 
 
 def summary_table(task: Task, cells: Sequence[Cell]) -> Table:

@@ -4,7 +4,6 @@ The paper has no such study: it gives no intervals and no tests. How power is co
 `oppu/evaluate/power.py`.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,13 +14,13 @@ from oppu.errors import ConfigError, DataError
 from oppu.evaluate.comparisons import compare
 from oppu.evaluate.metrics import primary_metric
 from oppu.evaluate.panels import Panel, Series, lines_of
-from oppu.evaluate.power import ALPHA, SAMPLES, Spread, gains_by_user, power_of, spread_of, users_needed
-from oppu.evaluate.results import Cell, read_cells
+from oppu.evaluate.power import ALPHA, DIFFERENCES, SAMPLES, Spread, gains_by_user, power_of, spread_of, users_needed
+from oppu.evaluate.results import Cell
+from oppu.evaluate.runs import read_run
 from oppu.evaluate.significance import POWER
 from oppu.evaluate.study import Column, Outcome, Study, Table, Value, Workplace, option
 from oppu.evaluate.summary import TITLES, number, signed
-from oppu.store.files import os_errors
-from oppu.tasks import Task, find_task
+from oppu.tasks import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +43,6 @@ class Settings:
     seed: int = option("Seed of the resamples.", 0, least=0)
 
 
-_DIFFERENCES = {"accuracy": (0.02, 0.05, 0.1), "mae": (0.05, 0.1, 0.2), "rouge1": (0.01, 0.02, 0.05)}
-_DIFFERENCES["rougeL"] = _DIFFERENCES["rouge1"]
 _QUERIES = (1, 10, 50)
 _ALIKE = "Left out, since nothing is known of how they differ: {}, alike everywhere."
 
@@ -76,7 +73,8 @@ class _Pair:
 
 
 def _run(settings: Settings, place: Workplace) -> Outcome:
-    task, cells = _read_run(settings)
+    read = read_run(settings.run, settings.task)
+    task, cells = read.task, read.cells
     metric = settings.metric or primary_metric(task)
     every = [_pair(settings, task, a, b, metric) for a, b in _pairs(settings, task, cells)]
     pairs = [pair for pair in every if pair.spread.varies]
@@ -98,34 +96,6 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
         notes=(*_notes(first.users), *(_ALIKE.format(pair.name) for pair in every if not pair.spread.varies)),
         numbers={"metric": metric, "pairs": [_numbers(pair) for pair in pairs]},
     )
-
-
-def _read_run(settings: Settings) -> tuple[Task, tuple[Cell, ...]]:
-    """The run's task and finished methods."""
-    file = settings.run / "results.json"
-    if not file.is_file():
-        raise ConfigError(
-            "is no finished experiment", where=str(settings.run), fix="name the --out of `oppu experiment`"
-        )
-    with os_errors(file):
-        text = file.read_bytes()
-    try:
-        name = str(json.loads(text)["task"])
-    except (ValueError, KeyError, TypeError):
-        raise DataError(
-            ["is damaged"], where=str(file), fix="run the same experiment again; it keeps its cells"
-        ) from None
-    try:
-        task = find_task(settings.task or name)
-    except ConfigError:
-        if settings.task is not None:
-            raise
-        raise ConfigError(
-            f"the run's task '{name}' is none of the built-in ones", fix="name its file with --task"
-        ) from None
-    if task.name != name:
-        raise ConfigError(f"the run's task is {name}, not {task.name}", where="--task", fix=f"give the file of {name}")
-    return task, read_cells(settings.run)
 
 
 def _pairs(settings: Settings, task: Task, cells: Sequence[Cell]) -> list[tuple[Cell, Cell]]:
@@ -150,7 +120,7 @@ def _pairs(settings: Settings, task: Task, cells: Sequence[Cell]) -> list[tuple[
 def _pair(settings: Settings, task: Task, a: Cell, b: Cell, metric: str) -> _Pair:
     spread = spread_of(gains_by_user(task, a.predictions, b.predictions, metric))
     own, own_queries = round(abs(spread.gain), 3), round(spread.queries)
-    differences = settings.differences or _DIFFERENCES[metric]
+    differences = settings.differences or DIFFERENCES[metric]
     queries = settings.queries or ((*_QUERIES, own_queries) if spread.within is not None else (1,))
     wanted = sorted({*differences, own} - {0.0})
     if not wanted:

@@ -1,0 +1,47 @@
+"""`oppu report`: Table 1 and studies from finished runs, in one page."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from oppu.evaluate.joint import Joint
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(report)
+
+
+def report(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="RUN_OR_STUDY...", help="Folders of finished experiments and studies.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder for report.html, table1 and comparisons (CSV, LaTeX).")],
+    task: Annotated[
+        list[str] | None,
+        typer.Option("--task", help="TOML file of a task of one's own, for runs that do not hold it; may be repeated."),
+    ] = None,
+) -> None:
+    """Join finished experiments (of several tasks and seeds) and studies into Table 1 with its comparisons.
+
+    Example: `oppu report runs/out/all/*/seed-* runs/out/efficiency --out runs/out/report`
+    """
+    from oppu.evaluate.joint import write_joint_report
+
+    command = shlex.join(["oppu", *sys.argv[1:]])
+    say(write_joint_report(folders, out, task_files=task or (), command=command))
+
+
+def say(joint: "Joint") -> None:
+    """Findings, warnings and the page's place, in the terminal."""
+    console = Console()
+    for sentence in joint.found:
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+    for sentence in joint.warnings:
+        console.print(f"Mind: {sentence}", highlight=False, markup=False, soft_wrap=True)
+    typer.echo(f"report: {joint.report}")

@@ -1,0 +1,48 @@
+"""Profiles as they are made where nobody says how: counted where the task says what to count, else written by a model.
+
+Histories and task in, profiles in the store and for the prompts out.
+"""
+
+from collections.abc import Callable, Sequence
+
+from oppu.describe.local import LocalWriter
+from oppu.describe.stored import stored_profiles
+from oppu.describe.users import COUNT, describe
+from oppu.model.base import load_base
+from oppu.model.devices import AUTO
+from oppu.model.embedded import EMBEDDED
+from oppu.profiles.request import check_askable
+from oppu.records import Profile, User
+from oppu.store import Store
+from oppu.tasks import Task
+
+
+def is_counted(task: Task) -> bool:
+    """Whether the task's profiles are counted unless a model is named."""
+    return bool(task.profile_count)
+
+
+def default_way(task: Task) -> str:
+    """What the store calls them: `count`, or the embedded model; ConfigError for a task that has no profiles."""
+    if is_counted(task):
+        return COUNT
+    check_askable(task)
+    return f"model:{EMBEDDED}"
+
+
+def default_profiles(
+    store: Store,
+    task: Task,
+    users: Sequence[User],
+    *,
+    device: str = AUTO,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, tuple[Profile, ...]]:
+    """Everyone's profiles, by user; what the store has is not made again. A user of whom none can be made has none."""
+    writer = None if is_counted(task) else LocalWriter(load_base(EMBEDDED, device=device))
+    way = COUNT if writer is None else writer.made
+    for done, _ in enumerate(describe(store, task, users, writer), start=1):
+        on_progress(done, len(users))
+    if way not in store.ways_of_profiles(task.name):
+        return {}
+    return stored_profiles(store, task, users, way)

@@ -1,0 +1,146 @@
+"""The joint report: Table 1 over tasks and seeds, its comparisons, and studies, in one page and four files.
+
+Folders of finished experiments and studies in; `report.html`, `table1.csv`, `table1.tex`, `comparisons.csv` and
+`comparisons.tex` out. The page fetches nothing; its numbers lead to the predictions that they were computed from.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from oppu.errors import ConfigError, OppuError
+from oppu.evaluate.columns import TABLE_1, TableColumn
+from oppu.evaluate.comparisons import is_personal
+from oppu.evaluate.joint_page import joint_page
+from oppu.evaluate.runs import STUDY_FILE, Run, StudyResult, is_study, read_run, read_study
+from oppu.evaluate.significance import LEVEL
+from oppu.evaluate.summary import count
+from oppu.evaluate.table import Gain, JointTable, make_table
+from oppu.evaluate.table_files import comparisons_csv, comparisons_tex, table_csv, table_tex
+from oppu.store.files import make_folders, os_errors, write_atomically
+from oppu.tasks import find_task
+
+
+@dataclass(frozen=True, slots=True)
+class Wins:
+    """How often a personal column beats its counterpart, over tasks and metrics."""
+
+    column: TableColumn
+    counterpart: TableColumn
+    better: int
+    equal: int
+    worse: int
+    significantly_better: int
+    significantly_worse: int
+
+    @property
+    def comparisons(self) -> int:
+        """Of how many."""
+        return self.better + self.equal + self.worse
+
+
+@dataclass(frozen=True, slots=True)
+class Joint:
+    """What a joint report says first."""
+
+    report: Path
+    found: tuple[str, ...]
+    """In a sentence each."""
+    warnings: tuple[str, ...]
+    """Runs that were left out, and what a reader must know before comparing rows."""
+
+
+def write_joint_report(
+    folders: Sequence[Path], out: Path, *, task_files: Sequence[str] = (), command: str = ""
+) -> Joint:
+    """Read the folders, each a finished experiment or study, and write the report's files to `out`.
+
+    `task_files`: of tasks of one's own whose runs do not hold them. ConfigError for folders that are neither, all of
+    them named, and where `out` holds something whose own report would be lost.
+    """
+    check_free(out)
+    runs, studies = read_folders(folders, task_files)
+    table = make_table(runs)
+    wins = count_wins(table.gains)
+    found = tuple(_findings(table))
+    warnings = (
+        *(f"{run.folder} is left out: {reason}." for run, reason in table.left_out),
+        *table.flags,
+    )
+    with os_errors(out):
+        make_folders(out)
+    if table.tasks:
+        for name, text in (
+            ("table1.csv", table_csv(table, out)),
+            ("table1.tex", table_tex(table)),
+            ("comparisons.csv", comparisons_csv(table)),
+            ("comparisons.tex", comparisons_tex(table)),
+        ):
+            write_atomically(out / name, text.encode("utf-8"))
+    page = joint_page(table, studies, wins, found, warnings, out, command)
+    write_atomically(out / "report.html", page.encode("utf-8"))
+    return Joint(out / "report.html", found, warnings)
+
+
+def check_free(out: Path) -> None:
+    """ConfigError where `out` holds a run or a study."""
+    for name, what in (("run.json", "an experiment"), (STUDY_FILE, "a study")):
+        if (out / name).is_file():
+            raise ConfigError(f"holds {what}, whose report would be lost", where=str(out), fix="use another --out")
+
+
+def read_folders(folders: Sequence[Path], task_files: Sequence[str] = ()) -> tuple[list[Run], list[StudyResult]]:
+    """Every folder as a run or a study, each once; ConfigError with all that cannot be read."""
+    named = {find_task(file).name: file for file in task_files}
+    runs: list[Run] = []
+    studies: list[StudyResult] = []
+    problems: list[OppuError] = []
+    for folder in {path.resolve(): path for path in folders}.values():
+        try:
+            if is_study(folder):
+                studies.append(read_study(folder))
+            else:
+                runs.append(read_run(folder, task_files=named))
+        except OppuError as error:
+            problems.append(error)
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        lines = "\n  ".join(error.line() for error in problems)
+        raise ConfigError(f"{len(problems)} folders cannot be read:\n  {lines}")
+    return runs, studies
+
+
+def count_wins(gains: Sequence[Gain]) -> list[Wins]:
+    """For each personal column of Table 1 that has comparisons."""
+    found = []
+    for column in TABLE_1:
+        own = [gain for gain in gains if gain.column == column]
+        if own:
+            signs, verdicts = Counter(gain.sign for gain in own), Counter(gain.verdict for gain in own)
+            counts = (signs[1], signs[0], signs[-1], verdicts["better"], verdicts["worse"])
+            found.append(Wins(column, own[0].counterpart, *counts))
+    return found
+
+
+def _findings(table: JointTable) -> list[str]:
+    decided = [each for each in table.tasks if each.has_both]
+    sentences = []
+    if decided:
+        won = [each for each in decided if all(is_personal(column.method) for column in each.best_columns)]
+        names = f" ({', '.join(each.task.name for each in won)})" if won else ""
+        sentences.append(
+            f"The best column is a personal one in {len(won)} of {count(len(decided), 'task')}{names}, by the first "
+            "metric of each; a tie with a column without modules does not count."
+        )
+    gains = table.gains
+    if gains:
+        signs, verdicts = Counter(gain.sign for gain in gains), Counter(gain.verdict for gain in gains)
+        sentences.append(
+            f"Of {count(len(gains), 'comparison')} of a personal column with its counterpart, over tasks and metrics, "
+            f"{signs[1]} read better, {signs[0]} equal, {signs[-1]} worse; {verdicts['better']} are significantly "
+            f"better and {verdicts['worse']} significantly worse. If no module did anything, about "
+            f"{len(gains) * (1 - LEVEL) / 2:.1f} of each would come out by chance."
+        )
+    return sentences
