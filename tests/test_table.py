@@ -530,6 +530,16 @@ def test_a_figure_that_no_study_wrote_is_refused(tmp_path: Path, made: Any) -> N
     assert "its figure is not one that a study wrote" in refused("report", study, "--out", tmp_path / "out")
 
 
+def test_a_figure_may_hold_a_picture(tmp_path: Path) -> None:
+    study = tmp_path / "study"
+    run_study(MADE, Settings(tmp_path), study)
+    file = study / "made.svg"
+    picture = '<image href="data:image/png;base64,iVBORw0KGgo="/>'
+    file.write_text(file.read_text(encoding="utf-8").replace("</svg>", f"{picture}</svg>"), encoding="utf-8")
+    done("report", study, "--out", tmp_path / "out")
+    assert picture in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
 def test_a_folder_whose_own_report_would_be_lost_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     run = made_run(tmp_path / "run")
     (run / "run.json").write_text("{}")

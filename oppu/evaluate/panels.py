@@ -28,8 +28,10 @@ svg { --paper: #fdfdfb; color: #1f2328; background: var(--paper); }
 text { fill: currentColor; }
 </style>"""
 
-_FOREIGN = re.compile(r"<script|<foreignObject|<[^>]*(\son\w+|(href|src))\s*=\s*[\"'](?!#)", re.IGNORECASE)
-"""What runs or fetches something."""
+_FOREIGN = re.compile(
+    r"<script|<foreignObject|<[^>]*(\son\w+|(href|src))\s*=\s*[\"'](?!#|data:image/png;)", re.IGNORECASE
+)
+"""What runs or fetches something; a picture that lies in the figure itself does neither."""
 
 
 @dataclass(frozen=True, slots=True)
