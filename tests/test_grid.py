@@ -11,6 +11,8 @@ import pytest
 from shell import SMALL, contents, done, refused, write_task
 from toys import COLOUR, FAST, MOTTO, REMARK, colour_user, colour_users, tiny_base_folder, write_release
 
+from oppu.adapt import adaption_examples
+from oppu.describe.default import default_profiles
 from oppu.errors import ConfigError
 from oppu.evaluate import experiment as module
 from oppu.evaluate.columns import TABLE_1
@@ -149,6 +151,34 @@ def test_where_profiles_are_made_otherwise_or_given_the_columns_with_them_are_ru
     assert computed == with_profiles
     run(replace(wanted, methods=(ALL,), adapt=None, task=other), dataset, tmp_path, profiles={"a": "likes red"})
     assert computed == with_profiles * 2
+
+
+@pytest.mark.usefixtures("no_report")
+def test_of_the_held_out_users_those_alone_are_described_whose_pairs_adapt_the_base(
+    small: tuple[Experiment, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted, dataset = small
+    held_out = tuple(colour_user(f"x{n}", 3, queries=1) for n in range(12))
+    with Store(tmp_path / "everybody") as store:
+        everybody = default_profiles(store, COUNTED, held_out)
+    assert len(everybody) == 12
+    adapted: list[str] = []
+    original = module.adapt_into_store
+
+    def adapt(store: Any, base: Any, task: Any, users: Any, config: Any, *, profiles: Any, **rest: Any) -> Any:
+        if config.setting.profile:
+            pairs = adaption_examples(task, users, config, profiles)
+            assert pairs == adaption_examples(task, users, config, everybody)
+            assert any("most popular colour" in pair.prompt for pair in pairs)
+            adapted.append(config.setting.name)
+        return original(store, base, task, users, config, profiles=profiles, **rest)
+
+    monkeypatch.setattr(module, "adapt_into_store", adapt)
+    run(replace(wanted, methods=(ALL,), pairs=4), Dataset(dataset.users, held_out), tmp_path / "run")
+    assert set(adapted) == {"profile", "bm25-k1-profile"}
+    with Store(tmp_path / "run" / "store", read_only=True) as store:
+        described = {record.user_id for record in store.profiles("colour")} - {"a", "b"}
+    assert 0 < len(described) <= 4
 
 
 @pytest.mark.usefixtures("no_report")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from oppu import __version__
-from oppu.adapt import AdaptConfig, adapt_into_store
+from oppu.adapt import AdaptConfig, adapt_into_store, adaption_examples
 from oppu.describe.default import default_profiles, default_way
 from oppu.errors import ConfigError, DataError, ModelError
 from oppu.evaluate.baselines import baselines
@@ -223,9 +223,9 @@ class _Bench:
         return Cell(name, k, predictions, kept.seconds, curves, fingerprint)
 
     def _own_profiles(self, users: Sequence[User]) -> Mapping[str, UserProfile]:
-        """Those that `oppu profile` makes by default, held-out users' included where a base is adapted with them."""
+        """Those that `oppu profile` makes by default, with those of the held-out users whose pairs adapt a base."""
         self.base = self.base_setting = None  # lets go of its memory: another model may write them
-        described = [*users, *(self.base_users if self.experiment.adapt is not None else ())]
+        described = [*users, *self._adapted_on()]
         stage = f"profiles by {default_way(self.experiment.task)}"
         return default_profiles(
             self.store,
@@ -234,6 +234,15 @@ class _Bench:
             device=self.device,
             on_progress=lambda done, total: self.on_stage(Stage(stage, done, total)),
         )
+
+    def _adapted_on(self) -> list[User]:
+        """The held-out users whose pairs are drawn: the same in every setting."""
+        wanted = self.experiment
+        if wanted.adapt is None:
+            return []
+        config = AdaptConfig(wanted.adapt, PLAIN, wanted.histories, wanted.pairs)
+        drawn = {example.user_id for example in adaption_examples(wanted.task, self.base_users, config)}
+        return [user for user in self.base_users if user.id in drawn]
 
     def _answer(
         self, stage: str, base: Base, plan: Plan, users: Sequence[User], store: Store | None, kept: UnderWay
