@@ -111,6 +111,7 @@ def run(
     *,
     profiles: Mapping[str, UserProfile] | None = None,
     fresh: bool = False,
+    report: bool = True,
     command: str = "",
     machine: Machine | None = None,
     device: str = AUTO,
@@ -118,7 +119,8 @@ def run(
 ) -> tuple[Cell, ...]:
     """Run every method that is not finished yet; write results.json, predictions/ and report.html; return the cells.
 
-    `profiles`: what may be shown of users and held-out users, for the methods with a profile.
+    `profiles`: what may be shown of users and held-out users, for the methods with a profile. `report`: False leaves
+    report.html out.
     """
     users = longest_histories(dataset.users, experiment.users)
     unlabelled = [q.id for user in users for q in user.queries if q.gold is None]
@@ -130,7 +132,7 @@ def run(
     find_dtype(experiment.dtype, find_device(device))
     if experiment.quantize is not None:
         check_quantization(experiment.quantize)
-    _prepare(out, _run_fingerprint(experiment, users, dataset.base_users, profiles), fresh)
+    _prepare(out, run_fingerprint(experiment, users, dataset.base_users, profiles), fresh)
     finished = {(cell.method, cell.k): cell for cell in read_cells(out)}
     with Store(out / "store") as store:
         bench = _Bench(experiment, dataset.base_users, profiles, store, machine or Machine(), device, on_stage)
@@ -142,7 +144,8 @@ def run(
     cells += [finished[column] for column in columns]
     config = _config(experiment, command)
     write_results(out, experiment.task, config, cells)
-    write_report(out, experiment.task, config, cells, {user.id: len(user.history) for user in users})
+    if report:
+        write_report(out, experiment.task, config, cells, {user.id: len(user.history) for user in users})
     return tuple(cells)
 
 
@@ -240,7 +243,7 @@ def _baseline(name: str, predictions: Sequence[Prediction]) -> Cell:
     return Cell(name, 0, tuple(predictions), 0.0)
 
 
-def _run_fingerprint(
+def run_fingerprint(
     experiment: Experiment,
     users: Sequence[User],
     base_users: Sequence[User],

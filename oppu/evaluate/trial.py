@@ -1,0 +1,283 @@
+"""What studies that train modules share: their options, a task with its users, bases adapted once, a run per variant.
+
+A variant is an `experiment.run` in a folder of its own under `out/runs`, named after its inputs: what is finished is not
+computed again, and what changed does not stand in the way. All variants stand on the same adapted bases, in `out/store`.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from oppu.errors import ConfigError, DataError
+from oppu.evaluate.comparisons import ScoredCell, is_baseline, score_cells
+from oppu.evaluate.metrics import metrics_of, primary_metric
+from oppu.evaluate.results import Cell
+from oppu.evaluate.significance import paired_difference
+from oppu.evaluate.study import RUNS, STORE, Column, Value, Workplace, option
+from oppu.evaluate.summary import TITLES, number, signed, title
+from oppu.records import Dataset, UserProfile
+from oppu.tasks import Task, find_task
+
+if TYPE_CHECKING:
+    from oppu.evaluate.experiment import Stage
+    from oppu.examples import Setting
+    from oppu.recipes import Recipe
+    from oppu.train import TrainConfig
+
+@dataclass(frozen=True, slots=True)
+class TrainingSettings:
+    """Whom a study trains modules for, and how; options as of `oppu experiment`, sizes for two cores."""
+
+    task: str | None = option(
+        "A task's name (`oppu tasks`), its LaMP id, or a TOML file of one's own. [default: simulated sample data]", None
+    )
+    data: Path | None = option("Folder or file with the users' histories; with --task.", None)
+    base_data: Path | None = option("Data whose held-out users adapt the base. [default: --data]", None)
+    base: str | None = option("Base model: the embedded one, a folder, or a name on the hub. [default: embedded]", None)
+    users: int = option("The users with the longest histories.", 4, least=1)
+    newest: int = option("Train on the newest so many items of a history.", 20, least=1)
+    adapt: bool = option("Adapt the base to the task first (section 2.2).", True)
+    adapt_pairs: int | None = option("Pairs to adapt on, drawn at random. [default: all]", None, least=1)
+    adapt_epochs: int | None = option("Passes over these pairs. [default: the base's]", None, least=1)
+    epochs: int | None = option("Passes over a history. [default: the base's]", None, least=1)
+    learning_rate: float | None = option("Highest learning rate. [default: the base's]", None, least=0.0)
+    batch_size: int | None = option("Examples per optimizer step. [default: the base's]", None, least=1)
+    rank: int | None = option("Rank of the modules. [default: the base's]", None, least=1)
+    seed: int = option("Seed of every random choice.", 0, least=0)
+    device: str = option("Where the base lies: auto (CUDA where there is one), cpu, cuda, cuda:1 or mps.", "auto")
+
+
+@dataclass(frozen=True, slots=True)
+class TrialSettings(TrainingSettings):
+    """The same for a study with one number of retrieved items."""
+
+    k: int = option("Number of retrieved items.", 1, least=1)
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptedBase:
+    """A base that variants stand on."""
+
+    name: str
+    """What `load_base` takes: the folder of an adapted one."""
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What came of a variant."""
+
+    cells: tuple[Cell, ...]
+    """Baselines, then the methods in the order asked for, each at every k."""
+    bases: Mapping[str, AdaptedBase]
+    """What answered, by cell name; baselines have none."""
+    stores: Mapping[str, Path]
+    """Where the cell's modules lie, by cell name."""
+
+    def cell(self, method: str, k: int | None = None) -> Cell:
+        """The cell of a method (at this k; None: at the first)."""
+        return next(cell for cell in self.cells if cell.method == method and k in (None, cell.k))
+
+
+@dataclass
+class Trial:
+    """A task with the users of a study, and the bases that its variants share."""
+
+    settings: TrainingSettings
+    place: Workplace
+    task: Task
+    dataset: Dataset
+    """The users with the longest histories, longest first, and the held-out ones."""
+    recipe: "Recipe"
+    """How base and modules are trained, by the base's settings and the options."""
+    profiles: Mapping[str, UserProfile] | None = None
+    """For methods with a profile."""
+    _bases: "dict[Setting, AdaptedBase]" = field(default_factory=dict)
+
+    @property
+    def base_name(self) -> str:
+        """The base as it was asked for."""
+        return _base_name(self.settings)
+
+    def adapted(self, setting: "Setting") -> AdaptedBase:
+        """The base adapted under the setting, made once; with --no-adapt the base itself."""
+        if setting not in self._bases:
+            self._bases[setting] = self._adapt(setting)
+        return self._bases[setting]
+
+    def run(
+        self,
+        name: str,
+        methods: Sequence[str],
+        *,
+        k: Sequence[int] = (1,),
+        dataset: Dataset | None = None,
+        task: Task | None = None,
+        personal: "TrainConfig | None" = None,
+    ) -> Ran:
+        """A variant: these methods, each at every k and on the base that was adapted for its prompts.
+
+        `name`: for the folder and the progress. `dataset`, `task`, `personal`: in place of the trial's own; the base
+        is adapted on the trial's own task and data all the same.
+        """
+        from oppu.evaluate.experiment import Experiment, method, run, run_fingerprint
+
+        seed, data = self.settings.seed, dataset if dataset is not None else self.dataset
+        groups: dict[Setting, tuple[int, list[str]]] = {}
+        for count in k:
+            for each in methods:
+                asked = groups.setdefault(method(each, count, seed).adapted_with, (count, []))[1]
+                if each not in asked:
+                    asked.append(each)
+        cells: dict[tuple[str, int], Cell] = {}
+        bases, stores = {}, {}
+        for setting, (count, asked) in groups.items():
+            base = self.adapted(setting)
+            experiment = Experiment(
+                task=task if task is not None else self.task,
+                methods=tuple(asked),
+                k=(count,),
+                base=base.name,
+                adapt=None,
+                personal=personal if personal is not None else self.recipe.personal,
+                newest=self.settings.newest,
+                seed=seed,
+            )
+            inputs = f"{run_fingerprint(experiment, data.users, data.base_users, self.profiles)} {base.fingerprint}"
+            key = hashlib.sha256(inputs.encode()).hexdigest()[:12]
+            out = self.place.out / RUNS / f"{name}-{setting.name}-{key}"
+            device = self.settings.device
+            shown = _Shown(self.place, name)
+            found = run(experiment, data, out, profiles=self.profiles, report=False, device=device, on_stage=shown)
+            for cell in found:
+                cells.setdefault((cell.method, cell.k), cell)
+                if not is_baseline(cell.method):
+                    bases[cell.name], stores[cell.name] = base, out / STORE
+        # by their place in `methods`, as if it had been one run; baselines first
+        order = {each: place for place, each in enumerate(methods)}
+        listed = sorted(cells.values(), key=lambda cell: order.get(cell.method, -1))
+        return Ran(tuple(listed), bases, stores)
+
+    def facts(self, more: str = "") -> str:
+        """The line under a study's headline."""
+        users = self.dataset.users
+        queries = sum(len(user.queries) for user in users)
+        return (
+            f"{self.task.title}: {_count(len(users), 'user')}, {_count(queries, 'question')}; base {self.base_name}; "
+            f"modules of the newest {self.settings.newest} items{more}."
+        )
+
+    def _adapt(self, setting: "Setting") -> AdaptedBase:
+        from oppu.adapt import AdaptConfig, adapt_into_store
+        from oppu.model.base import load_base
+        from oppu.store import Store
+
+        base = load_base(self.base_name, device=self.settings.device)
+        if not self.settings.adapt:
+            return AdaptedBase(self.base_name, base.fingerprint)
+        config = AdaptConfig(self.recipe.adapt, setting, pairs=self.settings.adapt_pairs)
+        stage = f"adapting the base ({setting.name})"
+        with Store((self.place.out / STORE).absolute()) as store:
+            adapted = adapt_into_store(
+                store,
+                base,
+                self.task,
+                self.dataset.base_users,
+                config,
+                profiles=self.profiles,
+                on_progress=lambda done, total, _: self.place.on_stage(stage, done, total),
+            )
+            return AdaptedBase(str(store.base_folder(adapted.name)), adapted.fingerprint)
+
+
+def open_trial(
+    settings: TrainingSettings, place: Workplace, *, profiles: Mapping[str, UserProfile] | None = None
+) -> Trial:
+    """Task, users and training settings that the options stand for; without --task the sample's label task."""
+    from oppu.data import read_dataset
+    from oppu.data.sample import sample_tasks
+    from oppu.model.base import family_of
+    from oppu.personalize import longest_histories
+    from oppu.recipes import recipe_for
+
+    if (settings.task is None) != (settings.data is None):
+        given, missing = ("--task", "--data") if settings.data is None else ("--data", "--task")
+        raise ConfigError(f"{given} needs {missing}", fix="give both, or neither for the sample data")
+    sample = sample_tasks()[0]
+    data = settings.data if settings.data is not None else sample.data
+    task = find_task(settings.task if settings.task is not None else str(sample.task))
+    dataset = read_dataset(data, task)
+    base_users = dataset.base_users
+    if settings.base_data is not None:
+        base_users = read_dataset(settings.base_data, task).base_users
+    users = tuple(longest_histories(dataset.users, settings.users))
+    if not any(user.queries for user in users):
+        raise DataError(["no question with an answer"], where=str(data), fix="use data with questions")
+    recipe = _with_options(recipe_for(family_of(_base_name(settings)), task), settings)
+    return Trial(settings, place, task, Dataset(users, base_users), recipe, profiles)
+
+
+def metric_columns(task: Task) -> tuple[Column, ...]:
+    """A column for each metric, and the ends of the 95 % interval of the first."""
+    first = primary_metric(task)
+    ends = (("low", "95 % from"), ("high", "to"))
+    return (
+        *(Column(metric, title(metric), 3) for metric in metrics_of(task)),
+        *(Column(f"{first}_{end}", words, 3, brief=False) for end, words in ends),
+    )
+
+
+def metric_values(task: Task, scored: ScoredCell) -> tuple[Value, ...]:
+    """A row's values for `metric_columns`."""
+    return (*(scored.metrics[metric] for metric in metrics_of(task)), *scored.intervals[primary_metric(task)])
+
+
+def score_cell_of(task: Task, cell: Cell) -> ScoredCell:
+    """One cell with its metrics and intervals."""
+    return score_cells(task, [cell])[0]
+
+
+def difference(task: Task, a: Cell, b: Cell) -> str:
+    """a minus b in the first metric, for a sentence: `+.042 in Accuracy (95 % −.021 to .104)`."""
+    metric = primary_metric(task)
+    found = paired_difference(task, a.predictions, b.predictions, metric)
+    return f"{signed(found.difference)} in {TITLES[metric]} (95 % {number(found.low)} to {number(found.high)})"
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """Passes a run's news on, under a variant's name."""
+
+    place: Workplace
+    name: str
+
+    def __call__(self, stage: "Stage") -> None:
+        self.place.on_stage(f"{self.name}: {stage.name}", stage.done, stage.total)
+
+
+def _base_name(settings: TrainingSettings) -> str:
+    from oppu.model.embedded import EMBEDDED
+
+    return settings.base if settings.base is not None else EMBEDDED
+
+
+def _with_options(recipe: "Recipe", settings: TrainingSettings) -> "Recipe":
+    given: dict[str, Any] = {
+        "epochs": settings.epochs,
+        "learning_rate": settings.learning_rate,
+        "batch_size": settings.batch_size,
+    }
+    personal = replace(recipe.personal, seed=settings.seed, **{k: v for k, v in given.items() if v is not None})
+    if settings.rank is not None:  # a rank brings its alpha, so that the update's scale stays 1
+        changes: dict[str, Any] = {"rank": settings.rank, "alpha": settings.rank}
+        personal = replace(personal, module=replace(personal.module, **changes))
+    adapt = replace(recipe.adapt, seed=settings.seed)
+    if settings.adapt_epochs is not None:
+        adapt = replace(adapt, epochs=settings.adapt_epochs)
+    return type(recipe)(adapt, personal)
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "s")
