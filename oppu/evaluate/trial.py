@@ -5,6 +5,7 @@ computed again, and what changed does not stand in the way. All variants stand o
 """
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from oppu.errors import ConfigError, DataError
 from oppu.evaluate.comparisons import ScoredCell, is_baseline, score_cells
 from oppu.evaluate.metrics import metrics_of, primary_metric
+from oppu.evaluate.panels import Series
 from oppu.evaluate.results import Cell
 from oppu.evaluate.significance import paired_difference
 from oppu.evaluate.study import RUNS, STORE, Column, Value, Workplace, option
@@ -36,8 +38,8 @@ class TrainingSettings:
     data: Path | None = option("Folder or file with the users' histories; with --task.", None)
     base_data: Path | None = option("Data whose held-out users adapt the base. [default: --data]", None)
     base: str | None = option("Base model: the embedded one, a folder, or a name on the hub. [default: embedded]", None)
-    users: int = option("The users with the longest histories.", 4, least=1)
-    newest: int = option("Train on the newest so many items of a history.", 20, least=1)
+    users: int | None = option("The users with the longest histories.", 4, least=1)
+    newest: int | None = option("Train on the newest so many items of a history.", 20, least=1)
     adapt: bool = option("Adapt the base to the task first (section 2.2).", True)
     adapt_pairs: int | None = option("Pairs to adapt on, drawn at random. [default: all]", None, least=1)
     adapt_epochs: int | None = option("Passes over these pairs. [default: the base's]", None, least=1)
@@ -126,19 +128,19 @@ class Trial:
 
         seed, data = self.settings.seed, dataset if dataset is not None else self.dataset
         groups: dict[Setting, tuple[int, list[str]]] = {}
-        for count in k:
+        for items in k:
             for each in methods:
-                asked = groups.setdefault(method(each, count, seed).adapted_with, (count, []))[1]
+                asked = groups.setdefault(method(each, items, seed).adapted_with, (items, []))[1]
                 if each not in asked:
                     asked.append(each)
         cells: dict[tuple[str, int], Cell] = {}
         bases, stores = {}, {}
-        for setting, (count, asked) in groups.items():
+        for setting, (items, asked) in groups.items():
             base = self.adapted(setting)
             experiment = Experiment(
                 task=task if task is not None else self.task,
                 methods=tuple(asked),
-                k=(count,),
+                k=(items,),
                 base=base.name,
                 adapt=None,
                 personal=personal if personal is not None else self.recipe.personal,
@@ -164,9 +166,10 @@ class Trial:
         """The line under a study's headline."""
         users = self.dataset.users
         queries = sum(len(user.queries) for user in users)
+        items = "all" if self.settings.newest is None else f"the newest {self.settings.newest}"
         return (
-            f"{self.task.title}: {_count(len(users), 'user')}, {_count(queries, 'question')}; base {self.base_name}; "
-            f"modules of the newest {self.settings.newest} items{more}."
+            f"{self.task.title}: {count(len(users), 'user')}, {count(queries, 'question')}; base {self.base_name}; "
+            f"modules of {items} items{more}."
         )
 
     def _adapt(self, setting: "Setting") -> AdaptedBase:
@@ -239,6 +242,21 @@ def score_cell_of(task: Task, cell: Cell) -> ScoredCell:
     return score_cells(task, [cell])[0]
 
 
+def series(task: Task, label: str, x: Sequence[float], cells: Sequence[Cell]) -> Series:
+    """The first metric of cells with its intervals, for a figure; a cell of one user has none."""
+    metric = primary_metric(task)
+    scored = [score_cell_of(task, cell) for cell in cells]
+    values = tuple(each.metrics[metric] for each in scored)
+    ends = [each.intervals[metric] for each in scored]
+    ranges = tuple((y, y) if math.isnan(low) else (low, high) for y, (low, high) in zip(values, ends, strict=True))
+    return Series(label, tuple(map(float, x)), values, ranges)
+
+
+def count(number: int, noun: str) -> str:
+    """`1 user`, `4 users`."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def difference(task: Task, a: Cell, b: Cell) -> str:
     """a minus b in the first metric, for a sentence: `+.042 in Accuracy (95 % −.021 to .104)`."""
     metric = primary_metric(task)
@@ -279,5 +297,3 @@ def _with_options(recipe: "Recipe", settings: TrainingSettings) -> "Recipe":
     return type(recipe)(adapt, personal)
 
 
-def _count(count: int, noun: str) -> str:
-    return f"{count} {noun}" + ("" if count == 1 else "s")
