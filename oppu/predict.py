@@ -69,9 +69,43 @@ def score_labels(
     All labels of all questions of a user are branches of one packed row: a prompt is computed once.
     """
     branches = _branches(base, task, questions, max_tokens, virtual_tokens)
+    listed = [(question.slot, each) for question, labels in zip(questions, branches, strict=True) for each in labels]
+    found = _log_probs(base, listed, tokens_per_pass, on_done, len(task.labels))
+    return torch.tensor([[found[q.slot, b] for b in labels] for q, labels in zip(questions, branches, strict=True)])
+
+
+def score_answers(
+    base: Base,
+    questions: Sequence[Question],
+    max_tokens: int = 2048,
+    tokens_per_pass: int | None = None,
+    virtual_tokens: int = 0,
+    on_done: Callable[[int], None] = lambda _: None,
+) -> list[float]:
+    """Mean log p of the tokens of each question's own answer, its end among them, given its prompt; in nats.
+
+    ModelError when an answer alone is longer than `max_tokens`.
+    """
+    encoded = encode(base.tokenizer, [question.example for question in questions], max_tokens - virtual_tokens)
+    listed = [
+        (question.slot, each.after_virtual(virtual_tokens if question.slot >= 0 else 0))
+        for question, each in zip(questions, encoded, strict=True)
+    ]
+    found = _log_probs(base, listed, tokens_per_pass, on_done)
+    return [found[slot, each] / each.answer_tokens for slot, each in listed]
+
+
+def _log_probs(
+    base: Base,
+    listed: Sequence[tuple[int, Encoded]],
+    tokens_per_pass: int | None,
+    on_done: Callable[[int], None],
+    together: int = 1,
+) -> dict[tuple[int, Encoded], float]:
+    """log p of each answer as a whole, by slot and example; `on_done` counts in so many `together`."""
     by_slot: dict[int, list[Encoded]] = {}
-    for question, labels in zip(questions, branches, strict=True):
-        by_slot.setdefault(question.slot, []).extend(labels)
+    for slot, example in listed:
+        by_slot.setdefault(slot, []).append(example)
     found: dict[tuple[int, Encoded], float] = {}
     done = 0
     lock = threading.Lock()
@@ -85,13 +119,13 @@ def score_labels(
                 for example in row.examples:
                     found[row.slot, example] = sum(next(log_probs) for _ in range(example.answer_tokens))
             before, done = done, done + sum(len(row.examples) for row in group)
-            on_done(done // len(task.labels) - before // len(task.labels))
+            on_done(done // together - before // together)
 
     with workers_for(base.device) as workers:
         limit = tokens_per_pass or useful_tokens(base.device, workers.count)
-        rows = [row for slot, listed in by_slot.items() for row in rows_of(slot, listed, limit)]
+        rows = [row for slot, each in by_slot.items() for row in rows_of(slot, each, limit)]
         workers.map(score, list(passes(rows, limit // workers.count)))
-    return torch.tensor([[found[q.slot, b] for b in labels] for q, labels in zip(questions, branches, strict=True)])
+    return found
 
 
 def generate(
