@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 
@@ -24,7 +24,7 @@ from oppu.model.engine import Progress
 from oppu.model.kinds import config_of, largest
 from oppu.model.module import Module, is_peft
 from oppu.model.tokens import encode
-from oppu.predict import Question, answer
+from oppu.predict import Question, answer, score_answers
 from oppu.records import Example, Query, User, UserProfile
 from oppu.store import ModuleRecord, Store
 from oppu.tasks import Task, find_task
@@ -32,6 +32,8 @@ from oppu.train import Job, Machine, TrainConfig, train
 
 USERS_TOGETHER = 16
 """Users whose questions are answered together, unless Machine.slots says otherwise."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,8 +263,51 @@ def answer_users(
     A user without a module is answered by the base.
     """
     machine = machine or Machine()
-    answers: dict[str, list[str]] = {}
-    limit = min(plan.train.max_tokens, base.max_tokens)
+
+    def answered(questions: list[Question], virtual_tokens: int) -> list[str]:
+        return answer(
+            base,
+            plan.task,
+            questions,
+            max_tokens=min(plan.train.max_tokens, base.max_tokens),
+            tokens_per_pass=machine.tokens_per_pass,
+            virtual_tokens=virtual_tokens,
+            on_done=on_done,
+        )
+
+    return _with_modules(base, plan, users, store, profiles, machine, answered)
+
+
+def score_users(
+    base: Base,
+    plan: Plan,
+    users: Sequence[User],
+    store: Store | None,
+    profiles: Mapping[str, UserProfile] | None = None,
+    machine: Machine | None = None,
+    on_done: Callable[[int], None] = lambda _: None,
+) -> dict[str, list[float]]:
+    """Mean log p of the tokens of each question's own answer, by user, in order; as `answer_users` answers them."""
+    machine = machine or Machine()
+
+    def scored(questions: list[Question], virtual_tokens: int) -> list[float]:
+        limit = min(plan.train.max_tokens, base.max_tokens)
+        return score_answers(base, questions, limit, machine.tokens_per_pass, virtual_tokens, on_done)
+
+    return _with_modules(base, plan, users, store, profiles, machine, scored)
+
+
+def _with_modules(
+    base: Base,
+    plan: Plan,
+    users: Sequence[User],
+    store: Store | None,
+    profiles: Mapping[str, UserProfile] | None,
+    machine: Machine,
+    use: Callable[[list[Question], int], list[T]],
+) -> dict[str, list[T]]:
+    """What `use(questions, virtual tokens)` says to every user's questions, with so many users' modules at a time."""
+    found: dict[str, list[T]] = {}
     together = machine.slots or USERS_TOGETHER
     for first in range(0, len(users), together):
         group = users[first : first + together]
@@ -278,19 +323,10 @@ def answer_users(
             if module is not None:
                 bank.load(place, module)
         with bank.attach():
-            found = answer(
-                base,
-                plan.task,
-                questions,
-                max_tokens=limit,
-                tokens_per_pass=machine.tokens_per_pass,
-                virtual_tokens=shape.virtual_tokens,
-                on_done=on_done,
-            )
-        outputs = iter(found)
+            said = iter(use(questions, shape.virtual_tokens))
         for user in group:
-            answers[user.id] = [next(outputs) for _ in user.queries]
-    return answers
+            found[user.id] = [next(said) for _ in user.queries]
+    return found
 
 
 def _check_base(base: Base, record: ModuleRecord) -> None:

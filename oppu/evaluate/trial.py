@@ -252,9 +252,9 @@ def series(task: Task, label: str, x: Sequence[float], cells: Sequence[Cell]) ->
     return Series(label, tuple(map(float, x)), values, ranges)
 
 
-def count(number: int, noun: str) -> str:
+def count(amount: int, noun: str) -> str:
     """`1 user`, `4 users`."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+    return f"{amount:,} {noun}" + ("" if amount == 1 else "s")
 
 
 def difference(task: Task, a: Cell, b: Cell) -> str:
