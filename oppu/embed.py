@@ -97,8 +97,9 @@ def load_embedder(name: str = PACKAGED, device: "torch.device | str" = "cpu") ->
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         cause = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"cannot load the embedding model: {cause}", where=name, fix=_FIX) from None
-    positions = int(getattr(model.config, "max_position_embeddings", None) or 512)
-    return Embedder(name, tokenizer, model, pooling, min(limit or positions, positions))
+    positions = getattr(model.config, "max_position_embeddings", None)
+    limits = [int(each) for each in (limit, positions, tokenizer.model_max_length) if each]
+    return Embedder(name, tokenizer, model, pooling, min(limits))
 
 
 def packaged_folder() -> Path:

@@ -61,7 +61,7 @@ def lines_of(
     top: float | None = None,
     level: float | None = None,
 ) -> Callable[[Any], None]:
-    """Draws series from zero on; `top`: the greatest y of the axis; `level`: a thin line across."""
+    """Draws series from zero on, or from below where a value is; `top`: the greatest y of the axis; `level`: a thin line across."""
 
     def draw(axes: Any) -> None:
         for place, each in enumerate(series):
@@ -78,8 +78,8 @@ def lines_of(
             axes.axhline(level, color=LINE_COLOR, linewidth=0.8)
         if log_x:
             _log_axis(axes, sorted({x for each in series for x in each.x}))
-        highest = max(y for each in series for y in (*each.y, *(high for _, high in each.ranges)))
-        axes.set_ylim(0, top if top is not None else 1.08 * highest or 1.0)
+        values = [y for each in series for y in (*each.y, *(end for pair in each.ranges for end in pair))]
+        axes.set_ylim(1.08 * min(0.0, *values), top if top is not None else 1.08 * max(0.0, *values) or 1.0)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.grid(axis="y")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from oppu.errors import ConfigError, DataError
 from oppu.evaluate.comparisons import ScoredCell, is_baseline, score_cells
-from oppu.evaluate.metrics import metrics_of, primary_metric
+from oppu.evaluate.metrics import HIGHER_IS_BETTER, metrics_of, primary_metric
 from oppu.evaluate.panels import Series
 from oppu.evaluate.results import Cell
 from oppu.evaluate.significance import paired_difference
@@ -198,7 +198,10 @@ class Trial:
 def open_trial(
     settings: TrainingSettings, place: Workplace, *, profiles: Mapping[str, UserProfile] | None = None
 ) -> Trial:
-    """Task, users and training settings that the options stand for; without --task the sample's label task."""
+    """Task, users and training settings that the options stand for; without --task the sample's label task.
+
+    A user without a question is left out: nothing of it could be scored.
+    """
     from oppu.data import read_dataset
     from oppu.data.sample import sample_tasks
     from oppu.model.base import family_of
@@ -215,9 +218,9 @@ def open_trial(
     base_users = dataset.base_users
     if settings.base_data is not None:
         base_users = read_dataset(settings.base_data, task).base_users
-    users = tuple(longest_histories(dataset.users, settings.users))
-    if not any(user.queries for user in users):
-        raise DataError(["no question with an answer"], where=str(data), fix="use data with questions")
+    users = tuple(longest_histories([user for user in dataset.users if user.queries], settings.users))
+    if not any(user.history for user in users):
+        raise DataError(["nobody has both a history and a question"], where=str(data), fix="use data with both")
     recipe = _with_options(recipe_for(family_of(_base_name(settings)), task), settings)
     return Trial(settings, place, task, Dataset(users, base_users), recipe, profiles)
 
@@ -250,6 +253,19 @@ def series(task: Task, label: str, x: Sequence[float], cells: Sequence[Cell]) ->
     ends = [each.intervals[metric] for each in scored]
     ranges = tuple((y, y) if math.isnan(low) else (low, high) for y, (low, high) in zip(values, ends, strict=True))
     return Series(label, tuple(map(float, x)), values, ranges)
+
+
+def gains_of(task: Task, label: str, x: Sequence[float], pairs: Sequence[tuple[Cell, Cell]]) -> Series:
+    """How much better the first of each pair is in the first metric, with intervals, for a figure."""
+    metric = primary_metric(task)
+    sign = 1 if HIGHER_IS_BETTER[metric] else -1
+    values, ranges = [], []
+    for a, b in pairs:
+        found = paired_difference(task, a.predictions, b.predictions, metric)
+        ends = (found.difference, found.difference) if math.isnan(found.low) else (found.low, found.high)
+        values.append(sign * found.difference)
+        ranges.append((min(sign * end for end in ends), max(sign * end for end in ends)))
+    return Series(label, tuple(map(float, x)), tuple(values), tuple(ranges))
 
 
 def count(amount: int, noun: str) -> str:
