@@ -20,12 +20,12 @@ _A, _B = ".lora_A.weight", ".lora_B.weight"
 
 
 def parameter_similarity(modules: Sequence[Tensors]) -> Floats:
-    """cos(p_i, p_j) of all parameters in one vector, [N, N]; 0 for a module of zeros."""
-    products = np.zeros((len(modules), len(modules)))
+    """The mean over tensors t of cos(t_i, t_j), [N, N], as in the paper (appendix G); 0 for a tensor of zeros."""
+    found = np.zeros((len(modules), len(modules)))
     for name in modules[0]:
         lines = np.stack([tensors[name].ravel() for tensors in modules]).astype(np.float64)
-        products += lines @ lines.T
-    return _cosines(products)
+        found += _cosines(lines @ lines.T)
+    return found / len(modules[0])
 
 
 def update_similarity(modules: Sequence[Tensors]) -> Floats:

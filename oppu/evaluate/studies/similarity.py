@@ -215,9 +215,10 @@ def _sentences(found: Sequence[_Found]) -> tuple[str, ...]:
 
 
 _NOTES = (
-    "Parameters: all numbers of a module as one vector, as in the paper. Each user's module begins at random numbers of "
-    "its own, which training changes little, so parameters of two users are unlike even where the modules do the same. "
-    "Updates: what a module adds to the base's weights (b a of each layer), which does not depend on where it began.",
+    "Parameters: the mean over a module's tensors of their cosine similarity, as in the paper (appendix G). Half of the "
+    "tensors (a) begin at random numbers, here each user's own, and training changes them little: they are unlike even "
+    "where two modules do the same. The paper does not say how its modules begin; from one start for all, these tensors "
+    "would be alike. Updates: what a module adds to the base's weights (b a of each layer), whatever it began with.",
     "Spread: the standard deviation over pairs; its interval is from drawing users with replacement, a user beside "
     "itself left out.",
 )
@@ -229,7 +230,7 @@ STUDY = Study(
     help="""Train modules for the users of one or two tasks and compare them two by two (Figures 7 and 9).
 
     Example: `oppu study similarity --out runs/out/similarity --users 6`""",
-    source="Figures 7 and 9, appendix B.1",
+    source="Figures 7 and 9, appendices B.1 and G",
     paper="Of 100 users' modules for each task, similarities range from .4 to .7, highest in scholarly titles. In tasks "
     "with labels they vary more between pairs than in tasks with text, where they are rather uniform; the paper takes "
     "this to mean that preferences in text are harder to put into groups.",
