@@ -11,11 +11,11 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from oppu.evaluate.panels import COLORS, Panel, Series, marks_of
+from oppu.evaluate.comparisons import is_personal
+from oppu.evaluate.panels import Panel, Series, marks_of
 from oppu.evaluate.plots import BETTER_COLOR, LINE_COLOR, WORSE_COLOR
-from oppu.evaluate.results import Prediction
 from oppu.evaluate.study import Column, Outcome, Study, Table, Value, Workplace, option
-from oppu.evaluate.summary import number, signed
+from oppu.evaluate.summary import signed
 from oppu.evaluate.trial import Ran, Trial, TrialSettings, count, open_trial
 from oppu.prompts import cut_words
 from oppu.records import Query, User, UserProfile
@@ -85,10 +85,9 @@ def _asked(trial: Trial, settings: Settings, ran: Ran, methods: Sequence[str]) -
     log_probs: dict[tuple[str, str], dict[str, float]] = {}
     for done, method in enumerate(methods):
         trial.place.on_stage("log-probabilities", done, len(methods))
-        cell = ran.cell(method)
         scores = _log_probs(trial, settings, ran, method)
-        for prediction in cell.predictions:
-            outputs.setdefault(_key(prediction), {})[method] = prediction.output
+        for said in ran.cell(method).predictions:
+            outputs.setdefault((said.user_id, said.query_id), {})[method] = said.output
         for user in trial.dataset.users:
             for query, score in zip(user.queries, scores[user.id], strict=True):
                 log_probs.setdefault((user.id, query.id), {})[method] = score
@@ -101,15 +100,13 @@ def _asked(trial: Trial, settings: Settings, ran: Ran, methods: Sequence[str]) -
 
 def _log_probs(trial: Trial, settings: Settings, ran: Ran, method: str) -> dict[str, list[float]]:
     """By user; what was scored before with the same modules is not scored again."""
-    from oppu.evaluate.comparisons import is_personal
-    from oppu.evaluate.experiment import method as find_method
     from oppu.model.base import load_base
     from oppu.personalize import Plan, score_users
     from oppu.store import Store
 
     cell = ran.cell(method)
     base, folder = ran.bases[cell.name], ran.stores[cell.name]
-    plan = Plan(trial.task, trial.recipe.personal, find_method(method, settings.k, settings.seed).setting, settings.newest)
+    plan = Plan(trial.task, trial.recipe.personal, _setting(method, settings), settings.newest)
 
     def measure() -> dict[str, Any]:
         loaded = load_base(base.name, device=settings.device)
@@ -121,10 +118,6 @@ def _log_probs(trial: Trial, settings: Settings, ran: Ran, method: str) -> dict[
     inputs = {"what": "log-probabilities", "run": folder.parent.name, "method": cell.name}
     found: dict[str, list[float]] = trial.place.measured(inputs, measure)["scores"]
     return found
-
-
-def _key(prediction: Prediction) -> tuple[str, str]:
-    return prediction.user_id, prediction.query_id
 
 
 def _setting(method: str, settings: Settings) -> "Setting":
