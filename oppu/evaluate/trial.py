@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from oppu.errors import ConfigError, DataError
 from oppu.evaluate.comparisons import ScoredCell, is_baseline, score_cells
@@ -41,8 +41,12 @@ class TrainingSettings:
     users: int | None = option("The users with the longest histories.", 4, least=1)
     newest: int | None = option("Train on the newest so many items of a history.", 20, least=1)
     adapt: bool = option("Adapt the base to the task first (section 2.2).", True)
-    adapt_pairs: int | None = option("Pairs to adapt on, drawn at random. [default: all]", None, least=1)
-    adapt_epochs: int | None = option("Passes over these pairs. [default: the base's]", None, least=1)
+    adapt_pairs: int | None = option(
+        "Pairs to adapt on, drawn at random. [default: all; of the sample data 96]", None, least=1
+    )
+    adapt_epochs: int | None = option(
+        "Passes over these pairs. [default: the base's; of the sample data 1]", None, least=1
+    )
     epochs: int | None = option("Passes over a history. [default: the base's]", None, least=1)
     learning_rate: float | None = option("Highest learning rate. [default: the base's]", None, least=0.0)
     batch_size: int | None = option("Examples per optimizer step. [default: the base's]", None, least=1)
@@ -56,6 +60,12 @@ class TrialSettings(TrainingSettings):
     """The same for a study with one number of retrieved items."""
 
     k: int = option("Number of retrieved items.", 1, least=1)
+
+
+S = TypeVar("S", bound=TrainingSettings)
+
+_SAMPLE_PAIRS, _SAMPLE_EPOCHS = 96, 1
+"""As in the demo."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +213,6 @@ def open_trial(
     A user without a question is left out: nothing of it could be scored.
     """
     from oppu.data import read_dataset
-    from oppu.data.sample import sample_tasks
     from oppu.model.base import family_of
     from oppu.personalize import longest_histories
     from oppu.recipes import recipe_for
@@ -211,9 +220,9 @@ def open_trial(
     if (settings.task is None) != (settings.data is None):
         given, missing = ("--task", "--data") if settings.data is None else ("--data", "--task")
         raise ConfigError(f"{given} needs {missing}", fix="give both, or neither for the sample data")
-    sample = sample_tasks()[0]
-    data = settings.data if settings.data is not None else sample.data
-    task = find_task(settings.task if settings.task is not None else str(sample.task))
+    if settings.task is None or settings.data is None:
+        settings = on_sample(settings)
+    task, data = find_task(str(settings.task)), Path(str(settings.data))
     dataset = read_dataset(data, task)
     base_users = dataset.base_users
     if settings.base_data is not None:
@@ -223,6 +232,20 @@ def open_trial(
         raise DataError(["nobody has both a history and a question"], where=str(data), fix="use data with both")
     recipe = _with_options(recipe_for(family_of(_base_name(settings)), task), settings)
     return Trial(settings, place, task, Dataset(users, base_users), recipe, profiles)
+
+
+def on_sample(settings: S, place: int = 0) -> S:
+    """The settings on the sample's label task (0) or text task (1), with an adaption that takes a minute."""
+    from oppu.data.sample import sample_tasks
+
+    sample = sample_tasks()[place]
+    changes: dict[str, Any] = {
+        "task": str(sample.task),
+        "data": sample.data,
+        "adapt_pairs": settings.adapt_pairs if settings.adapt_pairs is not None else _SAMPLE_PAIRS,
+        "adapt_epochs": settings.adapt_epochs if settings.adapt_epochs is not None else _SAMPLE_EPOCHS,
+    }
+    return replace(settings, **changes)
 
 
 def metric_columns(task: Task) -> tuple[Column, ...]:
@@ -236,13 +259,19 @@ def metric_columns(task: Task) -> tuple[Column, ...]:
 
 
 def metric_values(task: Task, scored: ScoredCell) -> tuple[Value, ...]:
-    """A row's values for `metric_columns`."""
-    return (*(scored.metrics[metric] for metric in metrics_of(task)), *scored.intervals[primary_metric(task)])
+    """A row's values for `metric_columns`; of one user there is no interval."""
+    ends = scored.intervals[primary_metric(task)]
+    return (*(scored.metrics[metric] for metric in metrics_of(task)), *map(known, ends))
 
 
 def score_cell_of(task: Task, cell: Cell) -> ScoredCell:
     """One cell with its metrics and intervals."""
     return score_cells(task, [cell])[0]
+
+
+def known(value: float) -> float | None:
+    """The value of a table: None for nan."""
+    return None if math.isnan(value) else value
 
 
 def series(task: Task, label: str, x: Sequence[float], cells: Sequence[Cell]) -> Series:

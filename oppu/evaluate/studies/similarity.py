@@ -13,7 +13,7 @@ from oppu.errors import ConfigError
 from oppu.evaluate.panels import COLORS, Panel
 from oppu.evaluate.study import Column, Outcome, Study, Table, Value, Workplace, option
 from oppu.evaluate.summary import number
-from oppu.evaluate.trial import Trial, TrainingSettings, count, open_trial
+from oppu.evaluate.trial import Trial, TrainingSettings, count, known, on_sample, open_trial
 from oppu.records import Dataset
 
 if TYPE_CHECKING:
@@ -66,8 +66,6 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
 
 def _tasks(settings: Settings) -> list[Settings]:
     """The settings for each task."""
-    from oppu.data.sample import sample_tasks
-
     if (settings.other_task is None) != (settings.other_data is None):
         raise ConfigError("--other-task and --other-data belong together", fix="give both, or neither")
     if settings.other_task is not None and settings.task is None:
@@ -75,7 +73,7 @@ def _tasks(settings: Settings) -> list[Settings]:
     if settings.task == settings.other_task and settings.task is not None:
         raise ConfigError("--task and --other-task are the same", fix="use two tasks, or --task alone")
     if settings.task is None and settings.data is None:
-        return [replace(settings, task=str(sample.task), data=sample.data) for sample in sample_tasks()]
+        return [on_sample(settings, place) for place in (0, 1)]
     if settings.other_task is None:
         return [settings]
     return [settings, replace(settings, task=settings.other_task, data=settings.other_data, base_data=None)]
@@ -186,7 +184,7 @@ def _table(found: Sequence[_Found]) -> Table:
     for each in found:
         for what in (UPDATES, PARAMETERS):
             pairs = of_pairs(each.similarity[what])
-            ends = spread_interval(each.similarity[what])
+            ends = map(known, spread_interval(each.similarity[what]))
             numbers = (float(pairs.mean()), float(pairs.std()), *ends, float(pairs.min()), float(pairs.max()))
             rows.append((each.name, what, len(each.users), len(pairs), *numbers))
     return Table(columns, tuple(rows))
