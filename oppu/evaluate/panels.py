@@ -60,8 +60,13 @@ def lines_of(
     log_x: bool = False,
     top: float | None = None,
     level: float | None = None,
+    from_zero: bool = True,
 ) -> Callable[[Any], None]:
-    """Draws series from zero on, or from below where a value is; `top`: the greatest y of the axis; `level`: a thin line across."""
+    """Draws series from zero on, or from below where a value is.
+
+    `top`: the greatest y of the axis. `level`: a thin line across. `from_zero`: False for values that lie close
+    together: the axis then shows their span.
+    """
 
     def draw(axes: Any) -> None:
         for place, each in enumerate(series):
@@ -78,8 +83,9 @@ def lines_of(
             axes.axhline(level, color=LINE_COLOR, linewidth=0.8)
         if log_x:
             _log_axis(axes, sorted({x for each in series for x in each.x}))
-        values = [y for each in series for y in (*each.y, *(end for pair in each.ranges for end in pair))]
-        axes.set_ylim(1.08 * min(0.0, *values), top if top is not None else 1.08 * max(0.0, *values) or 1.0)
+        if from_zero:
+            values = [y for each in series for y in (*each.y, *(end for pair in each.ranges for end in pair))]
+            axes.set_ylim(1.08 * min(0.0, *values), top if top is not None else 1.08 * max(0.0, *values) or 1.0)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.grid(axis="y")
