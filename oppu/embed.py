@@ -1,7 +1,7 @@
 """Texts as unit vectors, by a sentence-transformers model: a folder, a name on the hub, or one from a package.
 
-Such a model is a transformer whose outputs are pooled into one vector; transformers computes that alone, so nothing else
-is needed. A retriever that goes by meaning would be built on `Embed`.
+Such a model is a transformer whose outputs are pooled into one vector; transformers computes that alone, so nothing
+else is needed. A retriever that goes by meaning would be built on `Embed`.
 """
 
 import json

@@ -16,7 +16,12 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from oppu.embed import PACKAGED, Embedder, load_embedder, packaged_folder
 from oppu.errors import ModelError
 
-TEXTS = ["the surgeon wants to discuss the knee", "a", "", "they can repair the washing machine for less than a new one"]
+TEXTS = [
+    "the surgeon wants to discuss the knee",
+    "a",
+    "",
+    "they can repair the washing machine for less than a new one",
+]
 LIMIT = 10
 
 

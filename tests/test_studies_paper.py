@@ -100,8 +100,16 @@ def test_the_table_of_the_shift_has_each_history_with_its_scores(shift: Path, pl
         ("all", "majority"), *(("all", method) for method in METHODS),
         *((name, method) for name in ("least relevant", "random") for method in ("majority", *METHODS[1:])),
     ]  # fmt: skip
-    check_scores(next(r for r in rows if r["history"] == "random" and r["method"] == "oppu"), run_folder(shift, "random-plain"), "oppu-k0")
-    check_scores(next(r for r in rows if r["history"] == "least relevant" and r["method"] == "rag"), run_folder(shift, "least-relevant-bm25"), "rag-k1")
+    check_scores(
+        next(r for r in rows if r["history"] == "random" and r["method"] == "oppu"),
+        run_folder(shift, "random-plain"),
+        "oppu-k0",
+    )
+    check_scores(
+        next(r for r in rows if r["history"] == "least relevant" and r["method"] == "rag"),
+        run_folder(shift, "least-relevant-bm25"),
+        "rag-k1",
+    )
     every = [value for user in users for value in relevances(place, user).values()]
     assert float(rows[0]["relevance"]) == pytest.approx(np.mean(every), abs=1e-5)
     assert {row["items"] for row in rows} == {"32.0", "9.0"}
@@ -109,7 +117,9 @@ def test_the_table_of_the_shift_has_each_history_with_its_scores(shift: Path, pl
 
 def test_the_page_of_the_shift_says_what_was_found(shift: Path) -> None:
     text = page_text(shift)
-    assert re.search(r"Least relevant items \(mean similarity .*\) against all: retrieval [+−.]\S* in Accuracy \(95 %", text)
+    assert re.search(
+        r"Least relevant items \(mean similarity .*\) against all: retrieval [+−.]\S* in Accuracy \(95 %", text
+    )
     assert "Against as many random items" in text
     assert "citation .657 to .626" in text
 
@@ -194,8 +204,8 @@ def retrieved(place: Path) -> Path:
 def test_every_k_has_a_base_and_modules_of_its_own(retrieved: Path) -> None:
     rows = rows_of(retrieved)
     assert [(row["method"], row["k"]) for row in rows] == [
-        ("majority", "0"), ("base", "0"), ("rag", "1"), ("rag", "2"), ("oppu", "0"), ("oppu+rag", "1"), ("oppu+rag", "2"),
-    ]  # fmt: skip
+        ("majority", "0"), ("base", "0"), ("rag", "1"), ("rag", "2"), ("oppu", "0"), ("oppu+rag", "1"), ("oppu+rag",
+    "2"), ]  # fmt: skip
     assert {each.name for each in (retrieved / "store" / "bases").iterdir()} >= {
         f"note_filing-{setting}" for setting in ("plain", "bm25-k1", "bm25-k2")
     }
@@ -238,7 +248,10 @@ def test_histories_of_each_format_are_trained_on_and_shown(formats: Path) -> Non
                 assert len(items) == 32 * len(users)
                 assert all(len(record.training["losses"]) == 2 * -(-NEWEST // 4) for record in store.modules())
     text = page_text(formats)
-    assert "A whole item reads “note: {input} folder: {output}”, its question alone “note: {input}”, its answer alone “folder: {output}”" in text
+    assert (
+        "A whole item reads “note: {input} folder: {output}”, its question alone “note: {input}”, its answer alone “folder: {output}”"
+        in text
+    )
 
 
 @pytest.mark.parametrize("kept", [QUESTIONS, ANSWERS])
@@ -267,7 +280,9 @@ def test_a_question_is_asked_as_ever_over_what_is_left_of_the_history() -> None:
     task, users, _ = sample()
     for kept, shown in ((QUESTIONS, "note: {input}"), (ANSWERS, "folder: {output}")):
         user = reduced_user(task, users[0], kept)
-        for example, query in zip(query_examples(reduced_task(task, kept), user, Setting(k=1)), user.queries, strict=True):
+        for example, query in zip(
+            query_examples(reduced_task(task, kept), user, Setting(k=1)), user.queries, strict=True
+        ):
             item = next(item for item in users[0].history if item.id == example.retrieved[0])
             assert example.prompt == f"{shown.format_map(item.fields)}\nnote: {query.input} folder:"
             if kept == ANSWERS:
@@ -275,7 +290,9 @@ def test_a_question_is_asked_as_ever_over_what_is_left_of_the_history() -> None:
 
 
 def test_items_that_are_one_text_have_no_formats() -> None:
-    with pytest.raises(ConfigError, match="items of task tweet_paraphrase have no question and answer that could be told"):
+    with pytest.raises(
+        ConfigError, match="items of task tweet_paraphrase have no question and answer that could be told"
+    ):
         reduced_task(BUILT_IN["tweet_paraphrase"], QUESTIONS)
 
 

@@ -191,7 +191,10 @@ def test_users_without_questions_are_left_out_and_the_longest_histories_are_take
     (tmp_path / "task.toml").write_text(task_to_toml(sample()[0]))
     trial = open_trial(given, Workplace(tmp_path / "out"))
     assert [user.id for user in trial.dataset.users] == ["c"]
-    assert trial.facts() == f"Personal filing of notes (simulated): 1 user, 1 question; base {base}; modules of the newest 20 items."
+    assert (
+        trial.facts()
+        == f"Personal filing of notes (simulated): 1 user, 1 question; base {base}; modules of the newest 20 items."
+    )
 
 
 @pytest.mark.parametrize(
@@ -210,10 +213,10 @@ def test_a_task_without_data_is_refused(
 
 def test_data_without_held_out_users_say_what_to_do(tmp_path: Path, base: Path) -> None:
     task, users, _ = sample()
-    trial = Trial(
-        TrialSettings(base=str(base)), Workplace(tmp_path), task, Dataset(users), open_recipe(base, tmp_path)
-    )
-    with pytest.raises(DataError, match="no held-out users to adapt the base on; give base users, or use the plain base"):
+    trial = Trial(TrialSettings(base=str(base)), Workplace(tmp_path), task, Dataset(users), open_recipe(base, tmp_path))
+    with pytest.raises(
+        DataError, match="no held-out users to adapt the base on; give base users, or use the plain base"
+    ):
         trial.run("one", ("base",))
 
 
@@ -245,7 +248,10 @@ def test_series_and_gains_have_values_and_intervals(found: Ran) -> None:
     assert gain.y == (pytest.approx(line.y[1] - line.y[0]),)
     rating = task.model_copy(update={"kind": "rating", "labels": ("1", "2", "3")})
     low, high = (
-        replace(found.cell("base"), predictions=tuple(replace(p, gold="1", output=text) for p in found.cell("base").predictions))
+        replace(
+            found.cell("base"),
+            predictions=tuple(replace(p, gold="1", output=text) for p in found.cell("base").predictions),
+        )
         for text in ("2", "3")
     )
     assert gains_of(rating, "", (1,), [(low, high)]).y == (1.0,)  # a smaller error is a gain

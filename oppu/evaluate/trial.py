@@ -1,8 +1,8 @@
 """What studies that train modules share: their options, a task with its users, bases adapted once, a run per variant.
 
-A variant is an `experiment.run` in a folder of its own under `out/runs`, named after its inputs: what is finished is not
-computed again, and what changed does not stand in the way. All variants stand on the same adapted bases, in `out/store`.
-"""
+A variant is an `experiment.run` in a folder of its own under `out/runs`, named after its inputs: what is finished is
+not computed again, and what changed does not stand in the way. All variants stand on the same adapted bases, in
+`out/store`."""
 
 import hashlib
 import math
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from oppu.examples import Setting
     from oppu.recipes import Recipe
     from oppu.train import TrainConfig
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingSettings:
@@ -340,5 +341,3 @@ def _with_options(recipe: "Recipe", settings: TrainingSettings) -> "Recipe":
     if settings.adapt_epochs is not None:
         adapt = replace(adapt, epochs=settings.adapt_epochs)
     return type(recipe)(adapt, personal)
-
-

@@ -88,9 +88,7 @@ def _cut(trial: Trial, items: Sequence[int]) -> list[_Level]:
         raise ConfigError(
             f"nobody has {max(items)} items; the longest history has {most}", where="--items", fix="use fewer"
         )
-    return [
-        _Level(str(n), n, tuple(replace(user, history=user.history[-n:]) for user in users)) for n in sorted(items)
-    ]
+    return [_Level(str(n), n, tuple(replace(user, history=user.history[-n:]) for user in users)) for n in sorted(items)]
 
 
 def _drawn(trial: Trial, ranges: Sequence[str], size: int | None, seed: int) -> list[_Level]:
@@ -116,9 +114,7 @@ def _range(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _panels(
-    trial: Trial, levels: Sequence[_Level], cells: Mapping[str, Mapping[str, Cell]]
-) -> tuple[Panel, ...]:
+def _panels(trial: Trial, levels: Sequence[_Level], cells: Mapping[str, Mapping[str, Cell]]) -> tuple[Panel, ...]:
     task, metric = trial.task, primary_metric(trial.task)
     x = [level.items for level in levels]
     lines = [series(task, method, x, [cells[level.name][method] for level in levels]) for method in METHODS]
@@ -157,9 +153,7 @@ def _table(trial: Trial, levels: Sequence[_Level], cells: Mapping[str, Mapping[s
     return Table(columns, tuple(rows))
 
 
-def _found(
-    trial: Trial, levels: Sequence[_Level], cells: Mapping[str, Mapping[str, Cell]]
-) -> tuple[str, ...]:
+def _found(trial: Trial, levels: Sequence[_Level], cells: Mapping[str, Mapping[str, Cell]]) -> tuple[str, ...]:
     def at(level: _Level, a: str, b: str) -> str:
         return f"{level.name} items {difference(trial.task, cells[level.name][a], cells[level.name][b])}"
 
@@ -195,8 +189,8 @@ STUDY = Study(
     Example: `oppu study activity --out runs/out/activity --items 4,16`""",
     source="Figure 3",
     paper="With 20 users drawn from each range of lengths, in movie tagging and tweet paraphrasing, modules are better "
-    "than the baselines at every length; the longer the history, the more so; retrieval helps at every length, and both "
-    "together are best.",
+    "than the baselines at every length; the longer the history, the more so; retrieval helps at every length, and "
+    "both together are best.",
     settings=Settings,
     run=_run,
 )

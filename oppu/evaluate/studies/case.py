@@ -220,7 +220,9 @@ def _found(
 def _words(name: str, case: _Asked, plain: Sequence[str]) -> str:
     said = ", ".join(f"{method} “{case.outputs[method]}”" for method in case.outputs)
     gain = signed(case.gain("oppu", plain))
-    return f"{name.capitalize()} ({gain} in log p), user {case.user.id}: the true answer is “{case.query.gold}”; {said}."
+    return (
+        f"{name.capitalize()} ({gain} in log p), user {case.user.id}: the true answer is “{case.query.gold}”; {said}."
+    )
 
 
 _QUESTION_WORDS = 60
@@ -235,8 +237,8 @@ def _cut(text: str, limit: int) -> str:
 
 _NOTES = (
     "Chosen: the question with the greatest, and with the least, gain of the module over the better of the methods "
-    "without one, in the log-probability of the true answer (with its end), averaged over its tokens. These two are the "
-    "extremes, not the rule; the figure has all questions.",
+    "without one, in the log-probability of the true answer (with its end), averaged over its tokens. These two are "
+    "the extremes, not the rule; the figure has all questions.",
 )
 
 STUDY = Study(

@@ -37,7 +37,9 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
         dataset = Dataset(users, trial.dataset.base_users)
         ran[name] = trial.run(name.replace(" ", "-"), METHODS, k=(settings.k,), dataset=dataset, task=task)
     metric = primary_metric(trial.task)
-    marks = [series(trial.task, name, range(3), [each.cell(method) for method in METHODS]) for name, each in ran.items()]
+    marks = [
+        series(trial.task, name, range(3), [each.cell(method) for method in METHODS]) for name, each in ran.items()
+    ]
     base = score_cells(trial.task, [ran[WHOLE].cell("base")])[0].metrics[metric]
     return Outcome(
         found=_found(trial, ran),
@@ -143,12 +145,14 @@ def _found(trial: Trial, ran: Mapping[str, Ran]) -> tuple[str, ...]:
 
 
 def _note(trial: Trial) -> str:
-    forms = [(form.shown, *(_reduced_form(form, kept).shown for kept in (QUESTIONS, ANSWERS))) for form in trial.task.history]
+    forms = [
+        (form.shown, *(_reduced_form(form, kept).shown for kept in (QUESTIONS, ANSWERS))) for form in trial.task.history
+    ]
     whole, questions, answers = next(each for each in forms if each[0] != each[1])
     return (
-        f"A whole item reads “{whole}”, its question alone “{questions}”, its answer alone “{answers}”; without both, it "
-        "is learnt as running text. Answers alone cannot be searched with a question: the newest are shown. The base was "
-        "adapted on whole items."
+        f"A whole item reads “{whole}”, its question alone “{questions}”, its answer alone “{answers}”; without both, "
+        "it is learnt as running text. Answers alone cannot be searched with a question: the newest are shown. The "
+        "base was adapted on whole items."
     )
 
 
@@ -162,8 +166,8 @@ STUDY = Study(
     Example: `oppu study formats --out runs/out/formats`""",
     source="Table 3",
     paper="In movie tagging modules alone lose most of their gain without tags or without descriptions (.486 and .499, "
-    "whole .600, base .478), while modules with retrieval keep theirs or gain (.624 and .634, whole .626). In scholarly "
-    "titles all come close to whole items (modules alone .497 and .489, whole .519, base .476).",
+    "whole .600, base .478), while modules with retrieval keep theirs or gain (.624 and .634, whole .626). In "
+    "scholarly titles all come close to whole items (modules alone .497 and .489, whole .519, base .476).",
     settings=Settings,
     run=_run,
 )

@@ -1,7 +1,7 @@
 """Kinds of modules (Figure 6): LoRA, IA3, prompt tuning, and LoRA-XS, which the paper has not.
 
-Kinds want learning rates of different sizes. Each takes the one of the given rates with which the loss on held-out items
-of the users' own histories is least; the questions have no part in it.
+Kinds want learning rates of different sizes. Each takes the one of the given rates with which the loss on held-out
+items of the users' own histories is least; the questions have no part in it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,8 +18,8 @@ from oppu.evaluate.study import Column, Outcome, Study, Table, Value, Workplace,
 from oppu.evaluate.summary import title
 from oppu.evaluate.trial import (
     Ran,
-    Trial,
     TrainingSettings,
+    Trial,
     difference,
     metric_columns,
     metric_values,
@@ -113,7 +113,9 @@ def _held_out_loss(trial: Trial, ran: Ran) -> float:
     from oppu.store import Store
 
     with Store(ran.stores["oppu-k0"]) as store:
-        losses = [record.training["held_out_losses"] for record in store.modules(task=trial.task.name, newest_only=True)]
+        losses = [
+            record.training["held_out_losses"] for record in store.modules(task=trial.task.name, newest_only=True)
+        ]
     least = [min(each) for each in losses if each]
     if not least:
         raise DataError(
@@ -195,16 +197,14 @@ def _found(trial: Trial, base: Cell, made: Sequence[_Made]) -> tuple[str, ...]:
     found = [f"Against the base: {against}."]
     if len(made) > 1:
         first = largest_first[0]
-        others = "; ".join(
-            f"{each.kind} {difference(trial.task, first.cell, each.cell)}" for each in largest_first[1:]
-        )
+        others = "; ".join(f"{each.kind} {difference(trial.task, first.cell, each.cell)}" for each in largest_first[1:])
         found.append(f"The largest, {first.kind}, against {others}.")
     return tuple(found)
 
 
 _NOTE = (
-    "Held-out loss: of the users' newest items (a tenth, at least one), which were kept from this training; of the epoch "
-    "with the least. The rate with the least held-out loss was then used on all items."
+    "Held-out loss: of the users' newest items (a tenth, at least one), which were kept from this training; of the "
+    "epoch with the least. The rate with the least held-out loss was then used on all items."
 )
 
 STUDY = Study(
@@ -217,8 +217,8 @@ STUDY = Study(
     Example: `oppu study kinds --out runs/out/kinds --kinds lora,ia3`""",
     source="Figure 6",
     paper="All three kinds are better than no module, in movie tagging and scholarly titles; LoRA is usually the best, "
-    "then IA3, then prompt tuning. The paper explains it by their sizes (it gives .01 %, .06 % and .001 % of the base's "
-    "parameters, which is not that order for the first two).",
+    "then IA3, then prompt tuning. The paper explains it by their sizes (it gives .01 %, .06 % and .001 % of the "
+    "base's parameters, which is not that order for the first two).",
     settings=Settings,
     run=_run,
 )

@@ -15,8 +15,8 @@ from oppu.evaluate.study import Column, Outcome, Study, Table, Workplace, option
 from oppu.evaluate.summary import TITLES, title
 from oppu.evaluate.trial import (
     Ran,
-    Trial,
     TrainingSettings,
+    Trial,
     difference,
     gains_of,
     metric_columns,

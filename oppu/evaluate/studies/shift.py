@@ -146,7 +146,9 @@ def _mean_relevance(relevance: Relevance, places: Mapping[str, Sequence[int]]) -
 
 def _scores(trial: Trial, ran: Mapping[str, Ran]) -> Panel:
     metric = primary_metric(trial.task)
-    marks = [series(trial.task, name, range(3), [each.cell(method) for method in METHODS]) for name, each in ran.items()]
+    marks = [
+        series(trial.task, name, range(3), [each.cell(method) for method in METHODS]) for name, each in ran.items()
+    ]
     base = score_cells(trial.task, [ran[ALL].cell("base")])[0].metrics[metric]
     return Panel(
         "By what is known",

@@ -13,7 +13,7 @@ from oppu.errors import ConfigError
 from oppu.evaluate.panels import COLORS, Panel
 from oppu.evaluate.study import Column, Outcome, Study, Table, Value, Workplace, option
 from oppu.evaluate.summary import number
-from oppu.evaluate.trial import Trial, TrainingSettings, count, known, on_sample, open_trial
+from oppu.evaluate.trial import TrainingSettings, Trial, count, known, on_sample, open_trial
 from oppu.records import Dataset
 
 if TYPE_CHECKING:
@@ -106,7 +106,9 @@ def _modules(trial: Trial, folder: Path, users: Sequence[str]) -> "list[Tensors]
 
 
 def _listed(found: _Found) -> dict[str, list[list[float]]]:
-    return {name: [[round(float(each), 6) for each in row] for row in matrix] for name, matrix in found.similarity.items()}
+    return {
+        name: [[round(float(each), 6) for each in row] for row in matrix] for name, matrix in found.similarity.items()
+    }
 
 
 def _panels(found: Sequence[_Found]) -> tuple[Panel, ...]:
@@ -213,10 +215,10 @@ def _sentences(found: Sequence[_Found]) -> tuple[str, ...]:
 
 
 _NOTES = (
-    "Parameters: the mean over a module's tensors of their cosine similarity, as in the paper (appendix G). Half of the "
-    "tensors (a) begin at random numbers, here each user's own, and training changes them little: they are unlike even "
-    "where two modules do the same. The paper does not say how its modules begin; from one start for all, these tensors "
-    "would be alike. Updates: what a module adds to the base's weights (b a of each layer), whatever it began with.",
+    "Parameters: the mean over a module's tensors of their cosine similarity, as in the paper (appendix G). Half of "
+    "the tensors (a) begin at random numbers, here each user's own, and training changes them little: they are unlike "
+    "even where two modules do the same. The paper does not say how its modules begin; from one start for all, these "
+    "tensors would be alike. Updates: what a module adds to the base's weights (b a of each layer), whatever it began with.",
     "Spread: the standard deviation over pairs; its interval is from drawing users with replacement, a user beside "
     "itself left out.",
 )
@@ -229,9 +231,9 @@ STUDY = Study(
 
     Example: `oppu study similarity --out runs/out/similarity --users 6`""",
     source="Figures 7 and 9, appendices B.1 and G",
-    paper="Of 100 users' modules for each task, similarities range from .4 to .7, highest in scholarly titles. In tasks "
-    "with labels they vary more between pairs than in tasks with text, where they are rather uniform; the paper takes "
-    "this to mean that preferences in text are harder to put into groups.",
+    paper="Of 100 users' modules for each task, similarities range from .4 to .7, highest in scholarly titles. In "
+    "tasks with labels they vary more between pairs than in tasks with text, where they are rather uniform; the paper "
+    "takes this to mean that preferences in text are harder to put into groups.",
     settings=Settings,
     run=_run,
 )
