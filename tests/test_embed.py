@@ -31,7 +31,7 @@ def tiny_embedder(
     layers: tuple[str, ...] = (),
     texts: Sequence[str] = TEXTS,
 ) -> Path:
-    """A tiny random BERT with the words of `texts`, in sentence-transformers' format; without a pooling, a plain one."""
+    """A tiny random BERT with the words of `texts`, in sentence-transformers' format; without `pooling`, plain."""
     words = sorted({word for text in texts for word in text.split()})
     vocabulary = {token: place for place, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
@@ -121,7 +121,7 @@ def test_a_model_that_does_more_than_pool_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="cannot load the embedding model: .*; use 'all-minilm-l6-v2', a folder of"):
+    with pytest.raises(ModelError, match=r"cannot load the embedding model: .*; use 'all-minilm-l6-v2', a folder of"):
         load_embedder(str(tmp_path))
 
 

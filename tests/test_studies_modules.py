@@ -300,7 +300,6 @@ def test_a_text_task_has_its_case(tmp_path: Path) -> None:
     assert "On " in page_text(out)
 
 
-def test_scores_of_the_kinds_table_are_those_of_the_predictions(kinds: Path, similarity: Path) -> None:
-    _, users, _ = sample()
+def test_scores_of_the_kinds_table_are_those_of_the_predictions(kinds: Path) -> None:
     row = next(row for row in rows_of(kinds) if row["kind"] == "prompt")
     check_scores(row, run_folder(kinds, "prompt-0.01-plain"), "oppu-k0")

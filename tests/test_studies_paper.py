@@ -248,10 +248,8 @@ def test_histories_of_each_format_are_trained_on_and_shown(formats: Path) -> Non
                 assert len(items) == 32 * len(users)
                 assert all(len(record.training["losses"]) == 2 * -(-NEWEST // 4) for record in store.modules())
     text = page_text(formats)
-    assert (
-        "A whole item reads “note: {input} folder: {output}”, its question alone “note: {input}”, its answer alone “folder: {output}”"
-        in text
-    )
+    assert "A whole item reads “note: {input} folder: {output}”, its question alone “note: {input}”, its answer" in text
+    assert "alone “folder: {output}”" in text
 
 
 @pytest.mark.parametrize("kept", [QUESTIONS, ANSWERS])

@@ -49,7 +49,7 @@ def of_pairs(similarity: Floats) -> Floats:
 
 
 def spread_interval(similarity: Floats, samples: int = SAMPLES, seed: int = SEED) -> tuple[float, float]:
-    """Percentile interval of the standard deviation over pairs, by drawing users; a user paired with itself is left out.
+    """Percentile interval of the standard deviation over pairs, by drawing users; nobody is paired with itself.
 
     nan with fewer than three users.
     """

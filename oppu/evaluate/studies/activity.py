@@ -175,7 +175,7 @@ def _facts(trial: Trial, settings: Settings, levels: Sequence[_Level]) -> str:
 
 _NOTE_CUT = (
     "The same users and questions at every length: of each history the newest items are known, to retrieval and module "
-    "alike. The paper takes different users for each range of lengths (--ranges); there, who the users are differs, too."
+    "alike. The paper takes different users for each range of lengths (--ranges); there who they are differs, too."
 )
 _NOTE_RANGES = "Different users for each range of lengths, drawn at random; the axis has the median length of each."
 

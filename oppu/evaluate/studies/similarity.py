@@ -218,7 +218,7 @@ _NOTES = (
     "Parameters: the mean over a module's tensors of their cosine similarity, as in the paper (appendix G). Half of "
     "the tensors (a) begin at random numbers, here each user's own, and training changes them little: they are unlike "
     "even where two modules do the same. The paper does not say how its modules begin; from one start for all, these "
-    "tensors would be alike. Updates: what a module adds to the base's weights (b a of each layer), whatever it began with.",
+    "tensors would be alike. Updates: what a module adds to the base's weights (b a of each layer), wherever it began.",
     "Spread: the standard deviation over pairs; its interval is from drawing users with replacement, a user beside "
     "itself left out.",
 )
