@@ -2,7 +2,8 @@
 
 A variant is an `experiment.run` in a folder of its own under `out/runs`, named after its inputs: what is finished is
 not computed again, and what changed does not stand in the way. All variants stand on the same adapted bases, in
-`out/store`."""
+`out/store`.
+"""
 
 import hashlib
 import math
