@@ -16,7 +16,7 @@ from test_report import Page
 from test_studies_paper import check_scores, page_text
 from toys import tiny_base_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trials import USERS, numbers_of, ran, rows_of, run_folder, sample
+from trials import numbers_of, ran, rows_of, run_folder, sample
 
 from oppu.data.sample import sample_tasks
 from oppu.evaluate.similarity import of_pairs, parameter_similarity, spread_interval, update_similarity
@@ -42,7 +42,7 @@ def tensors_of(run: Path, task: str, users: list[str]) -> list[dict[str, np.ndar
 
 @pytest.fixture(scope="module")
 def kinds(place: Path) -> Path:
-    return ran("kinds", place, "--users", 2, "--kinds", "lora,ia3,prompt,lora-xs", "--learning-rate", 0.01)
+    return ran("kinds", place, "--kinds", "lora,ia3,prompt,lora-xs", "--learning-rate", 0.01)
 
 
 def test_every_kind_has_its_size_and_its_scores(kinds: Path, place: Path) -> None:
@@ -99,25 +99,27 @@ def test_an_unknown_kind_is_refused_before_anything_is_made(tmp_path: Path) -> N
 
 # similarity
 
+ALIKE = 3
+
 
 @pytest.fixture(scope="module")
 def similarity(place: Path) -> Path:
-    return ran("similarity", place)
+    return ran("similarity", place, "--users", ALIKE)
 
 
 def test_similarities_are_those_of_the_stored_modules(similarity: Path) -> None:
     found = numbers_of(similarity)["similarity"]
     assert list(found) == ["note_filing", "subject_line"]
     for name, each in found.items():
-        assert len(each["users"]) == USERS
+        assert len(each["users"]) == ALIKE
         modules = tensors_of(run_folder(similarity, name), name, each["users"])
         layers = sorted(key.removesuffix(".lora_A.weight") for key in modules[0] if key.endswith("lora_A.weight"))
         updates = [
             np.concatenate([(m[f"{layer}.lora_B.weight"] @ m[f"{layer}.lora_A.weight"]).ravel() for layer in layers])
             for m in modules
         ]
-        for i in range(USERS):
-            for j in range(USERS):
+        for i in range(ALIKE):
+            for j in range(ALIKE):
                 wanted = updates[i] @ updates[j] / np.linalg.norm(updates[i]) / np.linalg.norm(updates[j])
                 assert each["updates"][i][j] == pytest.approx(wanted, abs=1e-5)
                 assert each["parameters"][i][j] == pytest.approx(as_in_the_paper(modules[i], modules[j]), abs=1e-5)
@@ -138,7 +140,7 @@ def test_the_table_has_mean_spread_and_ends_over_pairs(similarity: Path) -> None
     ]
     for row in rows:
         matrix = found[row["task"]][row["compared"]]
-        pairs = [matrix[i][j] for i in range(USERS) for j in range(i)]
+        pairs = [matrix[i][j] for i in range(ALIKE) for j in range(i)]
         wanted = (np.mean(pairs), np.std(pairs), min(pairs), max(pairs))
         assert [float(row[name]) for name in ("mean", "spread", "least", "greatest")] == pytest.approx(wanted, abs=1e-5)
         assert int(row["pairs"]) == len(pairs)
@@ -284,7 +286,7 @@ def test_profiles_are_shown_where_they_are_given(place: Path, tmp_path: Path) ->
     _, users, base_users = sample()
     file = tmp_path / "profiles.json"
     file.write_text(json.dumps({user.id: f"{user.id} likes order." for user in (*users, *base_users)}))
-    out = ran("case", tmp_path, "--profiles", file)
+    out = ran("case", tmp_path, "--profiles", file, "--users", 1)
     assert [row["method"] for row in rows_of(out)[:6]] == ["base", "rag", "pag", "oppu", "oppu+rag", "oppu+pag"]
     user = numbers_of(out)["prompts"]["most help"]["pag"].split(" likes")[0]
     assert user in [each.id for each in users]

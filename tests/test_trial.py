@@ -44,7 +44,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def settings(base: Path) -> TrialSettings:
     return TrialSettings(
-        base=str(base), users=3, newest=6, adapt_pairs=8, adapt_epochs=1, epochs=2, learning_rate=0.03, batch_size=4,
+        base=str(base), users=2, newest=4, adapt_pairs=8, adapt_epochs=1, epochs=2, learning_rate=0.03, batch_size=4,
         rank=2,
     )  # fmt: skip
 
@@ -89,8 +89,8 @@ def test_a_variant_answers_as_the_same_experiment_does(found: Ran, settings: Tri
         base=str(settings.base),
         adapt=recipe.adapt,
         personal=recipe.personal,
-        users=3,
-        newest=6,
+        users=2,
+        newest=4,
         pairs=8,
     )
     cells = run(wanted, Dataset(users, base_users), tmp_path / "run", report=False)

@@ -16,7 +16,7 @@ from oppu.records import User
 from oppu.store import Store
 from oppu.tasks import Task, task_from_toml
 
-USERS, NEWEST = 3, 6
+USERS, NEWEST = 2, 4
 TINY = (
     "--users", USERS, "--newest", NEWEST, "--adapt-pairs", 8, "--adapt-epochs", 1,
     "--epochs", 2, "--learning-rate", 0.03, "--batch-size", 4, "--rank", 2,

@@ -68,9 +68,8 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
         again = settings.ranges is not None or place_of == 0
         dataset = Dataset(level.users, trial.dataset.base_users)
         ran = trial.run(f"items-{level.name}", METHODS if again else METHODS[1:], k=(settings.k,), dataset=dataset)
-        cells[level.name] = {cell.method: cell for cell in ran.cells}
-        if not again:
-            cells[level.name]["base"] = cells[levels[0].name]["base"]
+        found = {cell.method: cell for cell in ran.cells}
+        cells[level.name] = found if again else {"base": cells[levels[0].name]["base"], **found}
     return Outcome(
         found=_found(trial, levels, cells),
         panels=_panels(trial, levels, cells),

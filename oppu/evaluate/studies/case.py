@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from oppu.examples import Setting
     from oppu.records import Example
 
-PLAIN_METHODS, PERSONAL_METHODS = ("base", "rag"), ("oppu", "oppu+rag")
+PLAIN_METHODS: tuple[str, ...] = ("base", "rag")
+PERSONAL_METHODS: tuple[str, ...] = ("oppu", "oppu+rag")
 
 
 @dataclass(frozen=True, slots=True)
