@@ -226,11 +226,11 @@ _NOTES = (
 STUDY = Study(
     name="similarity",
     title="Similarity of modules",
-    summary="cosine similarity of users' modules: heat map and distribution, labels against text",
+    summary="how alike users' modules are: heat map and distribution, labels against text",
     help="""Train modules for the users of one or two tasks and compare them two by two (Figures 7 and 9).
 
     Example: `oppu study similarity --out runs/out/similarity --users 6`""",
-    source="Figures 7 and 9, appendices B.1 and G",
+    source="Figures 7 and 9",
     paper="Of 100 users' modules for each task, similarities range from .4 to .7, highest in scholarly titles. In "
     "tasks with labels they vary more between pairs than in tasks with text, where they are rather uniform; the paper "
     "takes this to mean that preferences in text are harder to put into groups.",
