@@ -24,7 +24,7 @@ from oppu.model.engine import Progress
 from oppu.model.kinds import config_of, largest
 from oppu.model.module import Module, is_peft
 from oppu.model.tokens import encode
-from oppu.predict import Question, answer, score_answers
+from oppu.predict import Question, answer, score_answers, score_labels
 from oppu.records import Example, Query, User, UserProfile
 from oppu.store import ModuleRecord, Store
 from oppu.tasks import Task, find_task
@@ -287,12 +287,19 @@ def score_users(
     machine: Machine | None = None,
     on_done: Callable[[int], None] = lambda _: None,
 ) -> dict[str, list[float]]:
-    """Mean log p of the tokens of each question's own answer, by user, in order; as `answer_users` answers them."""
+    """log p of each question's own answer, by user, in order; asked as by `answer_users`.
+
+    Of a label or rating: among the allowed ones. Of a text: the mean over its tokens, its end among them.
+    """
     machine = machine or Machine()
+    limit = min(plan.train.max_tokens, base.max_tokens)
 
     def scored(questions: list[Question], virtual_tokens: int) -> list[float]:
-        limit = min(plan.train.max_tokens, base.max_tokens)
-        return score_answers(base, questions, limit, machine.tokens_per_pass, virtual_tokens, on_done)
+        if plan.task.kind == "text":
+            return score_answers(base, questions, limit, machine.tokens_per_pass, virtual_tokens, on_done)
+        lines = score_labels(base, plan.task, questions, limit, machine.tokens_per_pass, virtual_tokens, on_done)
+        places = [plan.task.labels.index(str(question.example.answer)) for question in questions]
+        return [float(line[place]) for line, place in zip(lines.log_softmax(-1), places, strict=True)]
 
     return _with_modules(base, plan, users, store, profiles, machine, scored)
 

@@ -45,7 +45,7 @@ class _Asked:
     user: User
     query: Query
     log_probs: Mapping[str, float]
-    """Of a token of the true answer, on average."""
+    """Of the true answer, as `score_users` has it."""
     outputs: Mapping[str, str]
 
     def gain(self, personal: str, others: Sequence[str]) -> float:
@@ -65,11 +65,11 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
     ran = trial.run("case", (*plain, *personal), k=(settings.k,))
     asked = _asked(trial, settings, ran, (*plain, *personal))
     ordered = sorted(asked, key=lambda each: (-each.gain("oppu", plain), each.query.id))
-    cases = {"most help": ordered[0]} | ({"most harm": ordered[-1]} if len(ordered) > 1 else {})
+    cases = {_name(each, plain, place): each for place, each in _ends(ordered)}
     seen = {name: _seen(trial, settings, each) for name, each in cases.items()}
     return Outcome(
         found=_found(trial, ordered, cases, plain, seen),
-        panels=_panels(ordered, cases, plain, (*plain, *personal)),
+        panels=_panels(trial.task.kind, ordered, cases, plain, (*plain, *personal)),
         table=_table(settings, cases, (*plain, *personal), seen),
         facts=trial.facts(),
         notes=_NOTES,
@@ -78,6 +78,17 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
             "prompts": {name: {method: each.prompt for method, each in by.items()} for name, by in seen.items()},
         },
     )
+
+
+def _ends(ordered: Sequence[_Asked]) -> list[tuple[int, _Asked]]:
+    """The first and the last, with 0 and 1; of one question, that one."""
+    return [(0, ordered[0]), (1, ordered[-1])][: len(ordered)]
+
+
+def _name(case: _Asked, plain: Sequence[str], place: int) -> str:
+    """What an end of the order is: even the first may have been harmed."""
+    helped = case.gain("oppu", plain) > 0
+    return (("least harm", "most help") if place == 0 else ("most harm", "least help"))[helped]
 
 
 def _asked(trial: Trial, settings: Settings, ran: Ran, methods: Sequence[str]) -> list[_Asked]:
@@ -139,8 +150,16 @@ def _seen(trial: Trial, settings: Settings, case: _Asked) -> "dict[str, Example]
     }
 
 
+_UNITS = {
+    "label": "Among the task's labels",
+    "rating": "Among the task's ratings",
+    "text": "The mean over the tokens of the true answer",
+}
+"""What a log-probability is of, by kind of task."""
+
+
 def _panels(
-    ordered: Sequence[_Asked], cases: Mapping[str, _Asked], plain: Sequence[str], methods: Sequence[str]
+    kind: str, ordered: Sequence[_Asked], cases: Mapping[str, _Asked], plain: Sequence[str], methods: Sequence[str]
 ) -> tuple[Panel, ...]:
     gains = [each.gain("oppu", plain) for each in ordered]
 
@@ -161,7 +180,7 @@ def _panels(
         Panel(
             "The cases by method",
             marks_of(marks, methods, "log p of the true answer"),
-            "Of a token of the true answer, on average; higher is better.",
+            f"{_UNITS[kind]}; higher is better.",
         ),
     )
 
@@ -214,7 +233,7 @@ def _found(
     return (
         *sentences,
         f"On {helped} of {count(len(gains), 'question')} the module finds the true answer likelier than every method "
-        f"without it; median gain {signed(median(gains))} in log p of a token.",
+        f"without it; median gain {signed(median(gains))} in log p.",
     )
 
 
@@ -238,8 +257,8 @@ def _cut(text: str, limit: int) -> str:
 
 _NOTES = (
     "Chosen: the question with the greatest, and with the least, gain of the module over the better of the methods "
-    "without one, in the log-probability of the true answer (with its end), averaged over its tokens. These two are "
-    "the extremes, not the rule; the figure has all questions.",
+    "without one, in the log-probability of the true answer: of a label or rating among the allowed ones, of a text "
+    "the mean over its tokens and its end. These two are the extremes, not the rule; the figure has all questions.",
 )
 
 STUDY = Study(
