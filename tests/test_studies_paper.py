@@ -118,7 +118,7 @@ def test_the_table_of_the_shift_has_each_history_with_its_scores(shift: Path, pl
 def test_the_page_of_the_shift_says_what_was_found(shift: Path) -> None:
     text = page_text(shift)
     assert re.search(
-        r"Least relevant items \(mean similarity .*\) against all: retrieval [+−.]\S* in Accuracy \(95 %", text
+        r"Least relevant items \(mean similarity .*\) against all: in Accuracy retrieval [+−.]\S* \(95 %", text
     )
     assert "Against as many random items" in text
     assert "citation .657 to .626" in text
@@ -217,8 +217,8 @@ def test_every_k_has_a_base_and_modules_of_its_own(retrieved: Path) -> None:
         check_scores(rows[1 + k], run, f"rag-k{k}")
         check_scores(rows[4 + k], run, f"oppu+rag-k{k}")
     text = page_text(retrieved)
-    assert "The module adds at k = 0" in text
-    assert "From k = 0 to 2: without module" in text
+    assert "The module adds in Accuracy at k = 0" in text
+    assert "From k = 0 to 2: in Accuracy without module" in text
 
 
 def test_nothing_retrieved_is_no_study_of_retrieval(tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ def test_text_tasks_have_these_studies_too(tmp_path: Path) -> None:
     out = ran("formats", tmp_path, "--task", text.task, "--data", text.data, "--users", 2, "--no-adapt")
     rows = rows_of(out)
     assert all(0 <= float(row["rouge1"]) <= 1 and row["rouge1_low"] for row in rows)
-    assert "in ROUGE-1 (95 %" in page_text(out)
+    assert "in ROUGE-1 retrieval" in page_text(out)
 
 
 def test_ratings_have_these_studies_too(tmp_path: Path) -> None:
@@ -316,5 +316,5 @@ def test_ratings_have_these_studies_too(tmp_path: Path) -> None:
     given = ("--task", "product_rating", "--data", tmp_path / "mine.jsonl", "--no-adapt", "--epochs", 1)
     out = ran("activity", tmp_path, *given, "--items", "2,4")
     assert {row["method"] for row in rows_of(out)} == {"majority", "user-mean", *METHODS}
-    assert "in MAE (95 %" in page_text(out)
+    assert "in MAE with 2 items" in page_text(out)
     assert numbers_of(out)["settings"]["items"] == [2, 4]

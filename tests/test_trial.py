@@ -20,6 +20,7 @@ from oppu.evaluate.trial import (
     Trial,
     TrialSettings,
     difference,
+    differences,
     gains_of,
     metric_columns,
     metric_values,
@@ -256,6 +257,9 @@ def test_series_and_gains_have_values_and_intervals(found: Ran) -> None:
     )
     assert gains_of(rating, "", (1,), [(low, high)]).y == (1.0,)  # a smaller error is a gain
     assert difference(rating, low, high) == "−1.000 in MAE (95 % −1.000 to −1.000)"
+    assert differences(rating, {"one": (low, high), "other": (low, low)}) == (
+        "in MAE one −1.000 (95 % −1.000 to −1.000), other .000 (.000 to .000)"
+    )
 
 
 def test_the_commands_have_these_options() -> None:

@@ -253,7 +253,7 @@ def on_sample(settings: S, place: int = 0) -> S:
 def metric_columns(task: Task) -> tuple[Column, ...]:
     """A column for each metric, and the ends of the 95 % interval of the first."""
     first = primary_metric(task)
-    ends = (("low", "95 % from"), ("high", "to"))
+    ends = (("low", f"{TITLES[first]} from"), ("high", "to (95 %)"))
     return (
         *(Column(metric, title(metric), 3) for metric in metrics_of(task)),
         *(Column(f"{first}_{end}", words, 3, brief=False) for end, words in ends),
@@ -309,6 +309,17 @@ def difference(task: Task, a: Cell, b: Cell) -> str:
     metric = primary_metric(task)
     found = paired_difference(task, a.predictions, b.predictions, metric)
     return f"{signed(found.difference)} in {TITLES[metric]} (95 % {number(found.low)} to {number(found.high)})"
+
+
+def differences(task: Task, pairs: Mapping[str, tuple[Cell, Cell]]) -> str:
+    """Several of these, by name: `in Accuracy module +.042 (95 % −.021 to .104), both +.063 (.011 to .120)`."""
+    metric = primary_metric(task)
+    parts = []
+    for name, (a, b) in pairs.items():
+        found = paired_difference(task, a.predictions, b.predictions, metric)
+        level = "" if parts else "95 % "
+        parts.append(f"{name} {signed(found.difference)} ({level}{number(found.low)} to {number(found.high)})")
+    return f"in {TITLES[metric]} {', '.join(parts)}"
 
 
 @dataclass(frozen=True, slots=True)

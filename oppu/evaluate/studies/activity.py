@@ -21,7 +21,7 @@ from oppu.evaluate.trial import (
     Trial,
     TrialSettings,
     count,
-    difference,
+    differences,
     gains_of,
     metric_columns,
     metric_values,
@@ -153,16 +153,14 @@ def _table(trial: Trial, levels: Sequence[_Level], cells: Mapping[str, Mapping[s
 
 
 def _found(trial: Trial, levels: Sequence[_Level], cells: Mapping[str, Mapping[str, Cell]]) -> tuple[str, ...]:
-    def at(level: _Level, a: str, b: str) -> str:
-        return f"{level.name} items {difference(trial.task, cells[level.name][a], cells[level.name][b])}"
+    def found(words: str, a: str, b: str) -> str:
+        pairs = {f"with {level.name} items": (cells[level.name][a], cells[level.name][b]) for level in levels}
+        return f"{words}: {differences(trial.task, pairs)}."
 
-    return tuple(
-        f"{words}, with " + "; with ".join(at(level, a, b) for level in levels) + "."
-        for words, a, b in (
-            ("Module and retrieval against retrieval alone", "oppu+rag", "rag"),
-            ("The module against the base", "oppu", "base"),
-            ("Retrieval against the base", "rag", "base"),
-        )
+    return (
+        found("Module and retrieval against retrieval alone", "oppu+rag", "rag"),
+        found("The module against the base", "oppu", "base"),
+        found("Retrieval against the base", "rag", "base"),
     )
 
 

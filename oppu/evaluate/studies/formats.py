@@ -14,7 +14,16 @@ from oppu.evaluate.metrics import primary_metric
 from oppu.evaluate.panels import Panel, marks_of
 from oppu.evaluate.study import Column, Outcome, Study, Table, Value, Workplace
 from oppu.evaluate.summary import title
-from oppu.evaluate.trial import Ran, Trial, TrialSettings, difference, metric_columns, metric_values, open_trial, series
+from oppu.evaluate.trial import (
+    Ran,
+    Trial,
+    TrialSettings,
+    differences,
+    metric_columns,
+    metric_values,
+    open_trial,
+    series,
+)
 from oppu.records import Dataset, HistoryItem, User
 from oppu.tasks import HistoryForm, Task
 from oppu.tasks.task import template_fields
@@ -131,10 +140,8 @@ def _found(trial: Trial, ran: Mapping[str, Ran]) -> tuple[str, ...]:
 
     def against(name: str, what: str) -> str:
         others = [base if what == "base" else ran[WHOLE].cell(method) for method in METHODS]
-        return "; ".join(
-            f"{words[method]} {difference(trial.task, ran[name].cell(method), other)}"
-            for method, other in zip(METHODS, others, strict=True)
-        )
+        pairs = {words[method]: (ran[name].cell(method), other) for method, other in zip(METHODS, others, strict=True)}
+        return differences(trial.task, pairs)
 
     return (
         f"Questions alone against whole items: {against(QUESTIONS, WHOLE)}.",

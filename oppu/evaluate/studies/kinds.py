@@ -20,7 +20,7 @@ from oppu.evaluate.trial import (
     Ran,
     TrainingSettings,
     Trial,
-    difference,
+    differences,
     metric_columns,
     metric_values,
     open_trial,
@@ -190,15 +190,12 @@ def _table(trial: Trial, base: Ran, made: Sequence[_Made], size: int) -> Table:
 
 def _found(trial: Trial, base: Cell, made: Sequence[_Made]) -> tuple[str, ...]:
     largest_first = sorted(made, key=lambda each: -each.parameters)
-    against = "; ".join(
-        f"{each.kind} ({each.parameters:,} parameters) {difference(trial.task, each.cell, base)}"
-        for each in largest_first
-    )
-    found = [f"Against the base: {against}."]
+    sizes = {f"{each.kind} ({each.parameters:,} parameters)": (each.cell, base) for each in largest_first}
+    found = [f"Against the base: {differences(trial.task, sizes)}."]
     if len(made) > 1:
         first = largest_first[0]
-        others = "; ".join(f"{each.kind} {difference(trial.task, first.cell, each.cell)}" for each in largest_first[1:])
-        found.append(f"The largest, {first.kind}, against {others}.")
+        others = {each.kind: (first.cell, each.cell) for each in largest_first[1:]}
+        found.append(f"The largest, {first.kind}, against the others: {differences(trial.task, others)}.")
     return tuple(found)
 
 

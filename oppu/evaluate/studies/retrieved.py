@@ -17,7 +17,7 @@ from oppu.evaluate.trial import (
     Ran,
     TrainingSettings,
     Trial,
-    difference,
+    differences,
     gains_of,
     metric_columns,
     metric_values,
@@ -84,10 +84,12 @@ def _table(trial: Trial, ran: Ran) -> Table:
 
 def _found(trial: Trial, ran: Ran, ks: Sequence[int]) -> tuple[str, ...]:
     task, least, most = trial.task, ks[0], ks[-1]
-    found = ["The module adds " + "; ".join(f"at k = {k} {difference(task, *_pair(ran, k))}" for k in ks) + "."]
+    added = {f"at k = {k}": _pair(ran, k) for k in ks}
+    found = [f"The module adds {differences(task, added)}."]
     if len(ks) > 1:
-        grown = [difference(task, _pair(ran, most)[place], _pair(ran, least)[place]) for place in (0, 1)]
-        found.append(f"From k = {least} to {most}: without module {grown[1]}, with module {grown[0]}.")
+        (with_most, plain_most), (with_least, plain_least) = _pair(ran, most), _pair(ran, least)
+        grown = {"without module": (plain_most, plain_least), "with module": (with_most, with_least)}
+        found.append(f"From k = {least} to {most}: {differences(task, grown)}.")
     return tuple(found)
 
 

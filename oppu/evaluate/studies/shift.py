@@ -17,8 +17,17 @@ from oppu.evaluate.metrics import primary_metric
 from oppu.evaluate.panels import COLORS, Panel, marks_of
 from oppu.evaluate.results import Cell
 from oppu.evaluate.study import Column, Outcome, Study, Table, Value, Workplace, option
-from oppu.evaluate.summary import title
-from oppu.evaluate.trial import Ran, Trial, TrialSettings, difference, metric_columns, metric_values, open_trial, series
+from oppu.evaluate.summary import number, title
+from oppu.evaluate.trial import (
+    Ran,
+    Trial,
+    TrialSettings,
+    differences,
+    metric_columns,
+    metric_values,
+    open_trial,
+    series,
+)
 from oppu.records import Dataset, HistoryItem, User
 from oppu.tasks import Task
 
@@ -197,13 +206,13 @@ def _found(task: Task, ran: Mapping[str, Ran], means: Mapping[str, float]) -> tu
     base = ran[ALL].cell("base")
 
     def against(others: Sequence[Cell]) -> str:
-        pairs = zip(METHODS, others, strict=True)
-        return "; ".join(f"{_WORDS[name]} {difference(task, cells[LEAST, name], other)}" for name, other in pairs) + "."
+        pairs = {_WORDS[name]: (cells[LEAST, name], other) for name, other in zip(METHODS, others, strict=True)}
+        return f"{differences(task, pairs)}."
 
     return (
-        f"Least relevant items (mean similarity {means[LEAST]:.2f}, of all items {means[ALL]:.2f}) against all: "
+        f"Least relevant items (mean similarity {number(means[LEAST])}, of all {number(means[ALL])}) against all: "
         + against([cells[ALL, method] for method in METHODS]),
-        "Against as many random items, which takes their number out: "
+        "Against as many random items, so that their number plays no part: "
         + against([cells[RANDOM, method] for method in METHODS]),
         "Against the base: " + against([base] * len(METHODS)),
     )
