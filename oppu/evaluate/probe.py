@@ -87,7 +87,7 @@ class Probe:
                 "base": adapted.fingerprint,
                 "task": task.model_dump(mode="json"),
                 "training": asdict(config),
-                "lessons": [_fingerprint(lesson.learnt) + _fingerprint(lesson.asked) for lesson in group],
+                "lessons": [fingerprint(lesson.learnt) + fingerprint(lesson.asked) for lesson in group],
                 "names": [lesson.name for lesson in group],
                 "write": write,
                 "versions": versions(),
@@ -106,6 +106,16 @@ class Probe:
             self._loaded = None  # lets go of the other base's memory first
             self._loaded = adapted, load_base(adapted.name, device=self.trial.settings.device)
         return self._loaded[1]
+
+    def let_go(self) -> None:
+        """Forget base and modules, so that another base has their memory."""
+        self._loaded = None
+        self._modules = {}
+
+    def parameters(self, setting: "Setting") -> int:
+        """Of one user's module."""
+        base = self.base(self.trial.adapted(setting))
+        return self.trial.recipe.personal.module_for(base).lay_out(base.model).size
 
     def _measure(
         self,
@@ -160,7 +170,7 @@ class Probe:
         from oppu.train import Job, train
 
         training = json.dumps([base.fingerprint, asdict(config)])
-        keys = [f"{training} {lesson.name} {_fingerprint(lesson.learnt)}" for lesson in lessons]
+        keys = [f"{training} {lesson.name} {fingerprint(lesson.learnt)}" for lesson in lessons]
         limit = min(config.max_tokens, base.max_tokens)
         jobs = [
             Job(lesson.name, tuple(encode(base.tokenizer, lesson.learnt, limit)))
@@ -186,7 +196,8 @@ class Probe:
         return [kept[key] if lesson.learnt else None for lesson, key in zip(lessons, keys, strict=True)]
 
 
-def _fingerprint(examples: Sequence[Example]) -> str:
+def fingerprint(examples: Sequence[Example]) -> str:
+    """Over all that is learnt or asked, word by word."""
     digest = hashlib.sha256()
     for example in examples:
         digest.update(f"\0{example.user_id}\0{example.item_id}\0{example.prompt}\0{example.answer}".encode())
