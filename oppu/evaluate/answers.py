@@ -15,6 +15,7 @@ from oppu.evaluate.results import Prediction
 from oppu.evaluate.significance import mean_interval, paired_difference
 from oppu.evaluate.study import Column, Value
 from oppu.evaluate.summary import TITLES, number, signed, title
+from oppu.evaluate.trial import known
 from oppu.records import Example, User
 from oppu.tasks import Task
 
@@ -195,8 +196,3 @@ def gain_values(found: Gain | None) -> tuple[Value, ...]:
     if found is None:
         return None, None, None
     return found.value, known(found.low), known(found.high)
-
-
-def known(value: float) -> float | None:
-    """The number; None for nan, which JSON does not know."""
-    return None if math.isnan(value) else value

@@ -18,7 +18,6 @@ from oppu.evaluate.answers import (
     Gain,
     by_user,
     gain,
-    known,
     measure_columns,
     measures_of,
     questions_of,
@@ -32,7 +31,7 @@ from oppu.evaluate.significance import mean_interval
 from oppu.evaluate.skew import USUAL_WORDS, Skew, skews_of
 from oppu.evaluate.study import Column, Outcome, Study, Table, Value, Workplace, option
 from oppu.evaluate.summary import number, signed
-from oppu.evaluate.trial import Trial, TrialSettings, open_trial
+from oppu.evaluate.trial import Trial, TrialSettings, known, open_trial
 from oppu.tasks import Task
 
 BASE, RAG, OPPU, BOTH = "base", "rag", "oppu", "oppu+rag"

@@ -13,7 +13,6 @@ from oppu.evaluate.answers import (
     NLL,
     Answer,
     gain,
-    known,
     measure_columns,
     measures_of,
     name_of,
@@ -25,7 +24,7 @@ from oppu.evaluate.panels import Panel, Series, lines_of
 from oppu.evaluate.probe import Lesson, Probe
 from oppu.evaluate.study import Column, Outcome, Study, Table, Value, Workplace, option
 from oppu.evaluate.summary import signed
-from oppu.evaluate.trial import Trial, TrialSettings, open_trial
+from oppu.evaluate.trial import Trial, TrialSettings, known, open_trial
 from oppu.records import User
 
 METHODS = ("rag", "oppu", "oppu+rag")

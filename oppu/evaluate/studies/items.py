@@ -28,7 +28,7 @@ from oppu.evaluate.panels import Panel, Series, lines_of
 from oppu.evaluate.probe import Lesson, Probe
 from oppu.evaluate.study import Column, Outcome, Study, Table, Value, Workplace, option
 from oppu.evaluate.summary import number
-from oppu.evaluate.trial import TrainingSettings, Trial, count, open_trial
+from oppu.evaluate.trial import TrainingSettings, Trial, count, known, open_trial
 from oppu.records import Example
 
 WAYS = ("recent", "random", "diverse", "surprising", "familiar")

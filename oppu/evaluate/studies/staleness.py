@@ -19,7 +19,6 @@ from oppu.evaluate.answers import (
     gain,
     gain_columns,
     gain_values,
-    known,
     measures_of,
     name_of,
     scores_of,
@@ -28,7 +27,7 @@ from oppu.evaluate.panels import Panel, Series, lines_of
 from oppu.evaluate.probe import Lesson, Probe
 from oppu.evaluate.study import Column, Outcome, Study, Table, Value, Workplace, option
 from oppu.evaluate.summary import signed
-from oppu.evaluate.trial import TrainingSettings, Trial, count, open_trial
+from oppu.evaluate.trial import TrainingSettings, Trial, count, known, open_trial
 from oppu.records import Example, User
 
 _DAY = 24 * 60 * 60

@@ -30,7 +30,7 @@ from oppu.evaluate.panels import Panel, Series, marks_of
 from oppu.evaluate.probe import Lesson, Probe
 from oppu.evaluate.study import STORE, Column, Outcome, Study, Table, Value, Workplace, option
 from oppu.evaluate.summary import number
-from oppu.evaluate.trial import AdaptedBase, TrainingSettings, Trial, count, open_trial
+from oppu.evaluate.trial import AdaptedBase, TrainingSettings, Trial, count, on_sample, open_trial
 from oppu.records import Example, User
 
 if TYPE_CHECKING:
@@ -49,8 +49,12 @@ class Settings:
     users: int = option("Users, those with the longest histories over all tasks.", 4, least=1)
     newest: int = option("Train on the newest so many items of each task.", 20, least=1)
     adapt: bool = option("Adapt the base to the tasks first (section 2.2), to all of them together.", True)
-    adapt_pairs: int | None = option("Pairs of each task to adapt on, drawn at random. [default: all]", None, least=1)
-    adapt_epochs: int | None = option("Passes over these pairs. [default: the base's]", None, least=1)
+    adapt_pairs: int | None = option(
+        "Pairs of each task to adapt on, drawn at random. [default: all; of the sample data 96]", None, least=1
+    )
+    adapt_epochs: int | None = option(
+        "Passes over these pairs. [default: the base's; of the sample data 1]", None, least=1
+    )
     epochs: int | None = option("Passes over a history. [default: the base's]", None, least=1)
     learning_rate: float | None = option("Highest learning rate. [default: the base's]", None, least=0.0)
     batch_size: int | None = option("Examples per optimizer step. [default: the base's]", None, least=1)
@@ -60,14 +64,10 @@ class Settings:
 
     def of(self, place: int) -> TrainingSettings:
         """The settings of one task by itself, with all of its users."""
-        from oppu.data.sample import sample_tasks
-
+        given = asdict(self) | {"users": None}
         if self.task is None or self.data is None:
-            task, data = str(sample_tasks()[place].task), sample_tasks()[place].data
-        else:
-            task, data = self.task[place], self.data[place]
-        same = {name: value for name, value in asdict(self).items() if name not in ("task", "data", "users")}
-        return TrainingSettings(task=task, data=data, users=None, **same)
+            return on_sample(TrainingSettings(**given), place)
+        return TrainingSettings(**given | {"task": self.task[place], "data": self.data[place]})
 
     @property
     def tasks(self) -> int:
@@ -229,7 +229,7 @@ def _adapted_to_all(settings: Settings, place: Workplace, trials: Sequence[Trial
     base = load_base(trials[0].base_name, device=settings.device)
     if not settings.adapt:
         return AdaptedBase(trials[0].base_name, base.fingerprint)
-    config = AdaptConfig(trials[0].recipe.adapt, PLAIN, pairs=settings.adapt_pairs)
+    config = AdaptConfig(trials[0].recipe.adapt, PLAIN, pairs=trials[0].settings.adapt_pairs)
     examples = [e for t in trials for e in adaption_examples(t.task, t.dataset.base_users, config)]
     name = "-and-".join(trial.task.name for trial in trials)
     done = 0

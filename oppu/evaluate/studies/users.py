@@ -13,7 +13,7 @@ import numpy as np
 
 from oppu.errors import DataError
 from oppu.evaluate.alike import users_alike, way_of
-from oppu.evaluate.answers import NLL, Answer, known, measures_of, name_of, predictions_of, questions_of
+from oppu.evaluate.answers import NLL, Answer, measures_of, name_of, predictions_of, questions_of
 from oppu.evaluate.likeness import farthest_first, mean_likeness, nearest_first
 from oppu.evaluate.metrics import FloatArray
 from oppu.evaluate.panels import Panel, Series, lines_of
@@ -22,7 +22,7 @@ from oppu.evaluate.probe import Lesson, Probe
 from oppu.evaluate.significance import mean_interval
 from oppu.evaluate.study import Column, Outcome, Study, Table, Value, Workplace, option
 from oppu.evaluate.summary import number, signed
-from oppu.evaluate.trial import TrainingSettings, Trial, open_trial
+from oppu.evaluate.trial import TrainingSettings, Trial, known, open_trial
 
 RANDOM, ALIKE, DIFFERENT, EVERYBODY = "random", "alike", "different", "everybody"
 
