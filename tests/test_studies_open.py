@@ -27,9 +27,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def study(name: str, tiny: Path, out: Path, *arguments: object, place: int = 0) -> str:
     """A study on a sample task, quick."""
     task, data = sample_tasks()[place]
-    return done(
-        "study", name, "--task", task, "--data", data, "--base", tiny, "--out", out / name, *QUICK, *arguments
-    )
+    return done("study", name, "--task", task, "--data", data, "--base", tiny, "--out", out / name, *QUICK, *arguments)
 
 
 def short(tmp_path: Path, items: int = 3) -> tuple[object, ...]:
@@ -114,7 +112,9 @@ def test_one_more_block_and_a_rerun_train_only_what_is_new(aged: Path, tiny: Pat
 def test_a_growing_window_takes_all_items_before(tiny: Path, tmp_path: Path) -> None:
     printed = study("staleness", tiny, tmp_path, *CUT, "--grow", "--newest", "4", place=1)
     found = table_of(tmp_path / "staleness", "staleness")
-    assert [float(row["refresh_trained"]) for row in found] == pytest.approx([(26 + 28 + 30) / 3 / n for n in (2, 4, 6)])
+    assert [float(row["refresh_trained"]) for row in found] == pytest.approx(
+        [(26 + 28 + 30) / 3 / n for n in (2, 4, 6)]
+    )
     assert "rouge1" not in found[0]  # a text's likelihood alone is taken
     assert "fresh module gains" in printed
 
@@ -158,16 +158,16 @@ def test_ways_to_keep_items_learn_just_those(tiny: Path, tmp_path: Path) -> None
 
 
 def test_items_of_a_text_task_are_scored_by_rouge_too(tiny: Path, tmp_path: Path) -> None:
-    study("items", tiny, tmp_path, "--users", "2", "--newest", "6", "--budgets", "3", "--ways", "recent,random", place=1)
+    study(
+        "items", tiny, tmp_path, "--users", "2", "--newest", "6", "--budgets", "3", "--ways", "recent,random", place=1
+    )
     found = table_of(tmp_path / "items", "items")
     assert all(0 <= float(row["rougeL"]) <= float(row["rouge1"]) <= 1 for row in found)
     task, users = sample(1, 2)
     nlls = [
         nll
         for user in users
-        for nll in nlls_alone(
-            tiny, task, user.id, training_examples(task, user, newest=3), query_examples(task, user)
-        )
+        for nll in nlls_alone(tiny, task, user.id, training_examples(task, user, newest=3), query_examples(task, user))
     ]
     assert float(found[2]["nll"]) == pytest.approx(mean(nlls), abs=1e-4)
 
@@ -209,7 +209,9 @@ def test_every_method_is_asked_with_conflicting_histories(tiny: Path, tmp_path: 
             known = nlls[row["conflict"], row["method"]]
             assert float(row["nll"]) == pytest.approx(mean(known), abs=1e-4)
             lost = mean(known) - mean(nlls["none", row["method"]])
-            assert row["loss"] == "" if row["conflict"] == "none" else math.isclose(float(row["loss"]), lost, abs_tol=2e-4)
+            assert (
+                row["loss"] == "" if row["conflict"] == "none" else math.isclose(float(row["loss"]), lost, abs_tol=2e-4)
+            )
     assert "Another habit in the oldest items, in 50% of a history. NLL lost: retrieval" in " ".join(printed.split())
 
 
@@ -265,7 +267,9 @@ def test_cohorts_learn_equally_many_items_and_their_users_are_asked(tiny: Path, 
 
 
 def test_members_who_pool_their_items_give_all_of_them(tiny: Path, tmp_path: Path) -> None:
-    study("cohorts", tiny, tmp_path, "--users", "3", "--newest", "4", "--sizes", "2", "--draws", "1", "--pooled", place=1)
+    study(
+        "cohorts", tiny, tmp_path, "--users", "3", "--newest", "4", "--sizes", "2", "--draws", "1", "--pooled", place=1
+    )
     found = table_of(tmp_path / "cohorts", "cohorts")
     # the third user of three is alone
     assert [row["items"] for row in found[1:]] == ["4.0", "6.0", "6.0"]

@@ -99,7 +99,9 @@ def test_users_who_are_not_the_same_are_paired_by_the_length_of_their_histories(
     done(*common, "--out", tmp_path / "out", "--users", "3")
     people = numbers_of(tmp_path / "out", "tasks")["people"]
     assert [each["users"] for each in people] == [["ann", "ann"], ["bob", "dan"]]
-    assert "2 people, of users paired by the length of their histories" in (tmp_path / "out" / "report.html").read_text()
+    assert (
+        "2 people, of users paired by the length of their histories" in (tmp_path / "out" / "report.html").read_text()
+    )
 
 
 def test_the_base_is_adapted_to_all_tasks_together_and_once(tiny: Path, tmp_path: Path) -> None:
@@ -112,7 +114,9 @@ def test_the_base_is_adapted_to_all_tasks_together_and_once(tiny: Path, tmp_path
     made = record["made"]
     done(*given, *quick, "--out", tmp_path / "tasks", "--rank", "3")
     assert json.loads((folder / "oppu.json").read_text())["made"] == made
-    datasets = [(sample(place, 1)[0], read_dataset(sample_tasks()[place].data, sample(place, 1)[0])) for place in (0, 1)]
+    datasets = [
+        (sample(place, 1)[0], read_dataset(sample_tasks()[place].data, sample(place, 1)[0])) for place in (0, 1)
+    ]
     base = load_base(str(tiny))
     from oppu.recipes import recipe_for
 
@@ -159,7 +163,9 @@ def test_samples_of_users_are_read_as_runs_of_their_own(tiny: Path, tmp_path: Pa
     owners = [str(place) for place, user in enumerate(gains) for _ in gains[user]]
     low, high = mean_interval(owners, values)
     everybody = numbers_of(tmp_path / "users", "users")["everybody"]["nll"]
-    assert (everybody["gain"], everybody["low"], everybody["high"]) == pytest.approx((mean(values), low, high), abs=1e-3)
+    assert (everybody["gain"], everybody["low"], everybody["high"]) == pytest.approx(
+        (mean(values), low, high), abs=1e-3
+    )
     different = next(row for row in found if (row["measure"], row["way"], row["size"]) == ("NLL", "different", "3"))
     alike = next(row for row in found if (row["measure"], row["way"], row["size"]) == ("NLL", "alike", "3"))
     assert float(different["likeness"]) <= float(alike["likeness"])

@@ -1,4 +1,4 @@
-"""Full fine-tuning is that of a plain loop with torch's own AdamW; the scores of answers are those of plain forwards."""
+"""Full fine-tuning is that of a plain loop with torch's own AdamW; scores of answers are those of plain forwards."""
 
 from dataclasses import replace
 

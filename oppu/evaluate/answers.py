@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from oppu.predict import Question
 
 NLL = "nll"
-"""Beside the task's metrics: negative log-likelihood of the right answer in nats, mean over questions. Of a label: among
-the task's labels; of a text: per token, its end counted."""
+"""Beside the task's metrics: negative log-likelihood of the right answer in nats, mean over questions. Of a label:
+among the task's labels; of a text: per token, its end counted."""
 
 
 @dataclass(frozen=True, slots=True)

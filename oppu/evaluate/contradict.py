@@ -36,13 +36,16 @@ def contradicted(
     places = list(range(count)) if conflict == "former" else sorted(generator.sample(range(len(history)), count))
     other = _former(task, history, places) if conflict == "former" else _wrong(task, history, places, generator)
     if conflict == "contradiction":
-        twice = [(replace(other[place], id=f"{other[place].id}-other"),) if place in other else () for place in range(len(history))]
+        twice = [
+            (replace(other[place], id=f"{other[place].id}-other"),) if place in other else ()
+            for place in range(len(history))
+        ]
         return tuple(each for place, item in enumerate(history) for each in (*twice[place], item))
     return tuple(other.get(place, item) for place, item in enumerate(history))
 
 
 def answer_field(task: Task, item: HistoryItem) -> str:
-    """The one field that is an item's answer; ConfigError where the answer is put together from several or from none."""
+    """The one field that is an item's answer; ConfigError where the answer is put together from several, or none."""
     form = task.form_for(item.fields)
     names = template_fields(form.answer) - template_fields(form.prompt) if form is not None else frozenset()
     if len(names) != 1:

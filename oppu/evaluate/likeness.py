@@ -1,7 +1,7 @@
 """How alike texts are, or those who wrote them, and whom that brings together: vectors in, places out.
 
-Words are weighed by TF-IDF: tf(w, d) * log((1 + N) / (1 + df(w))) + tf(w, d), each line of length 1, so that the product
-of two lines is their cosine. Everything here is exact and without chance: of equal likeness, the first counts.
+Words are weighed by TF-IDF, tf(w, d) * (log((1 + N) / (1 + df(w))) + 1), and each line has length 1, so that the
+product of two lines is their cosine. Everything here is exact and without chance: of equal likeness, the first counts.
 """
 
 import re

@@ -37,8 +37,8 @@ class Skew:
 def skews_of(task: Task, answers: Mapping[str, Sequence[str]]) -> dict[str, Skew]:
     """The skew of each user, by user, from the answers in their histories; users without any are left out.
 
-    Of equally frequent labels, the newest counts. Words are ranked by the share of the user's words that they are, minus
-    their share of the other users' words.
+    Of equally frequent labels, the newest counts. Words are ranked by the share of the user's words that they are,
+    minus their share of the other users' words.
     """
     known = {user: listed for user, listed in answers.items() if listed}
     if task.labels:

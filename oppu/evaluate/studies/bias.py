@@ -1,8 +1,8 @@
 """Does a module exaggerate its user's own skew, and who gains and who loses?
 
 Section 10 of the paper warns of it and measures nothing. A user's usual answer is counted in the history, in the right
-answers and in what each method answers (`oppu/evaluate/skew.py`): a method exaggerates where it gives the usual answer more
-often than it is right.
+answers and in what each method answers (`oppu/evaluate/skew.py`): a method exaggerates where it gives the usual answer
+more often than it is right.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +30,7 @@ from oppu.evaluate.probe import Lesson, Probe
 from oppu.evaluate.significance import mean_interval
 from oppu.evaluate.skew import USUAL_WORDS, Skew, skews_of
 from oppu.evaluate.study import Column, Outcome, Study, Table, Value, Workplace, option
-from oppu.evaluate.summary import number, signed
+from oppu.evaluate.summary import signed
 from oppu.evaluate.trial import Trial, TrialSettings, known, open_trial
 from oppu.tasks import Task
 
@@ -96,7 +96,10 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
         panels=_panels(task, users),
         table=Table(_columns(task, measures), tuple(rows)),
         facts=trial.facts(f"; retrieval k = {settings.k}"),
-        notes=(_usual_note(task), "Gains: of a module over the same prompt without it, in NLL; intervals: users resampled."),
+        notes=(
+            _usual_note(task),
+            "Gains: of a module over the same prompt without it, in NLL; intervals: users resampled.",
+        ),
         numbers={"users": users},
     )
 
@@ -160,9 +163,7 @@ def _apart(
     return tuple(found)
 
 
-def _of_users(
-    trial: Trial, skews: Mapping[str, Skew], answers: Mapping[str, Sequence[Answer]]
-) -> list[dict[str, Any]]:
+def _of_users(trial: Trial, skews: Mapping[str, Skew], answers: Mapping[str, Sequence[Answer]]) -> list[dict[str, Any]]:
     """Of each user: history, skew, what each method answers and what the module gains; for figure and JSON."""
     listed = {method: by_user(each) for method, each in answers.items()}
     found = []
@@ -190,7 +191,9 @@ def _of_users(
 def _columns(task: Task, measures: Sequence[str]) -> tuple[Column, ...]:
     lengths = () if task.labels else (Column("words", "Words", 1), Column("words_right", "Words right", 1))
     apart = (
-        (Column("gain_usual", "where the usual is right", 3), Column("gain_other", "where not", 3)) if task.labels else ()
+        (Column("gain_usual", "where the usual is right", 3), Column("gain_other", "where not", 3))
+        if task.labels
+        else ()
     )
     return (
         Column("method", "Method"),
@@ -212,14 +215,12 @@ def _usual_note(task: Task) -> str:
     what = (
         "the label that stands most often in the items that the module learns from"
         if task.labels
-        else f"the {USUAL_WORDS} words that a user writes more often than the others do, as a share of an answer's words"
+        else f"the {USUAL_WORDS} words that a user writes more often than others do, as a share of an answer's words"
     )
     return f"The usual answer: {what}. Excess: how much more often it is given than it is right."
 
 
-def _leaning_sentences(
-    task: Task, leanings: Mapping[str, _Leaning], skews: Mapping[str, Skew]
-) -> tuple[str, ...]:
+def _leaning_sentences(task: Task, leanings: Mapping[str, _Leaning], skews: Mapping[str, Skew]) -> tuple[str, ...]:
     history = mean(skew.in_history for skew in skews.values())
     what = "The usual label" if task.labels else "Usual words"
     share = "of the questions" if task.labels else "of the words of an answer"
@@ -229,7 +230,8 @@ def _leaning_sentences(
         + "."
     )
     second = "Excess over what is right: " + "; ".join(
-        f"{_NAMES[method]} {leanings[method].excess.text}{_verdict(leanings[method].excess)}" for method in (BASE, OPPU, BOTH)
+        f"{_NAMES[method]} {leanings[method].excess.text}{_verdict(leanings[method].excess)}"
+        for method in (BASE, OPPU, BOTH)
     )
     return first, f"{second}."
 
@@ -255,7 +257,9 @@ def _gain_sentence(users: Sequence[Mapping[str, Any]]) -> str:
 def _usual_sentence(task: Task, skews: Mapping[str, Skew], answers: Mapping[str, Sequence[Answer]]) -> str:
     usual, other = _apart(task, skews, answers[OPPU], answers[BASE])
     shown = ["no such question" if value is None else signed(value) for value in (usual, other)]
-    return f"The module's gain in NLL where the user's usual label is right: {shown[0]}; where another one is: {shown[1]}."
+    return (
+        f"The module's gain in NLL where the user's usual label is right: {shown[0]}; where another one is: {shown[1]}."
+    )
 
 
 def _panels(task: Task, users: Sequence[Mapping[str, Any]]) -> tuple[Panel, ...]:
@@ -314,8 +318,8 @@ STUDY = Study(
 
     Example: `oppu study bias --task news_categorize --data data/news --users 20 --out runs/out/bias`""",
     source="Section 10",
-    paper="Biased or unrepresentative personal data may be perpetuated in a module's answers, which should be monitored "
-    "and mitigated; nothing is measured.",
+    paper="A module's answers may perpetuate biased or unrepresentative personal data, which should be monitored and "
+    "mitigated; nothing is measured.",
     settings=Settings,
     run=_run,
 )

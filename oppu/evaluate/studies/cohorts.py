@@ -122,9 +122,10 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
 
 def _facts(trial: Trial, settings: Settings) -> str:
     users, items = trial.dataset.users, "of every member" if settings.pooled else "in all"
+    queries = count(sum(len(user.queries) for user in users), "question")
     return (
-        f"{trial.task.title}: {count(len(users), 'user')}, {count(sum(len(u.queries) for u in users), 'question')}; base "
-        f"{trial.base_name}; a module of {settings.newest} items {items}."
+        f"{trial.task.title}: {count(len(users), 'user')}, {queries}; base {trial.base_name}; a module of "
+        f"{settings.newest} items {items}."
     )
 
 
@@ -195,7 +196,9 @@ def _panel(trial: Trial, measure: str, found: Sequence[_Cohorts], base: Sequence
         y = tuple(mean_scores(trial.task, each.draws)[measure] for each in these)
         series.append(Series(way, tuple(float(each.size) for each in these), y))
     level = mean_scores(trial.task, [base])[measure]
-    draw = lines_of(series, "users who share a module", name_of(measure, arrow=True), log_x=True, level=level, from_zero=False)
+    draw = lines_of(
+        series, "users who share a module", name_of(measure, arrow=True), log_x=True, level=level, from_zero=False
+    )
     return Panel(f"{name_of(measure)} by the size of a cohort", draw, "The thin line: the base.")
 
 
@@ -222,7 +225,7 @@ STUDY = Study(
     help="""Let users share modules, in cohorts of users who are alike and in random ones, at equally many items for
     each module.
 
-    Example: `oppu study cohorts --task news_categorize --data data/news --users 16 --sizes 2,4,8 --out runs/out/cohorts`""",
+    Example: `oppu study cohorts --task news_categorize --data data/news --users 16 --out runs/out/cohorts`""",
     source="Section 1",
     paper="A module may belong to a user or to a user cohort; only users alone are tried. Similarities of modules "
     "(appendix B.1) are said to hint at users who could be grouped.",

@@ -1,8 +1,8 @@
 """Conflicting histories: how module and retrieval bear items that contradict the others.
 
 Section 9 of the paper names conflicts within a history as unsolved. Here they are put into histories by hand
-(`oppu/evaluate/contradict.py`), so that the questions and their right answers stay; what changes is what is learnt and what is
-retrieved.
+(`oppu/evaluate/contradict.py`), so that the questions and their right answers stay; what changes is what is learnt and
+what is retrieved.
 """
 
 from collections.abc import Sequence
@@ -88,9 +88,9 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
         facts=trial.facts(f", the same for retrieval (k = {settings.k})"),
         notes=(
             "Noise: items drawn at random have a wrong answer. Former: the oldest items follow another habit, in which "
-            "each label stands for the next one in the user's order of use; of a text task, the words of an answer from "
-            "last to first. Contradiction: items drawn at random stand in the history twice, first with a wrong answer. "
-            "A wrong answer is a label drawn from the others; of a text task, the answer to another item of the user. "
+            "each label stands for the next one in the user's order of use; of a text task, the words of an answer "
+            "from last to first. Contradiction: items drawn at random stand in the history twice, first with a wrong "
+            "answer. A wrong answer is a label drawn from the others; of a text task, the answer to another item of the user. "
             "Questions and right answers stay as they are, and so does the base.",
             "NLL lost: against the same method on the unchanged history; intervals by resampling users.",
         ),
@@ -100,7 +100,9 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
 def _check(settings: Settings) -> None:
     for share in settings.shares:
         if not 0 < share <= 1:
-            raise ConfigError(f"{share:g} is no share of a history", where="--shares", fix="use numbers above 0 up to 1")
+            raise ConfigError(
+                f"{share:g} is no share of a history", where="--shares", fix="use numbers above 0 up to 1"
+            )
     for conflict in settings.conflicts:
         if conflict not in CONFLICTS:
             fix = f"use some of: {', '.join(CONFLICTS)}"
@@ -166,12 +168,14 @@ def _panel(trial: Trial, conflict: str, measure: str, cases: Sequence[_Case], ba
         series.append(Series(_NAMES[method], tuple(case.share for case in these), y))
     level = scores_of(trial.task, base)[measure]
     draw = lines_of(series, "share of items", name_of(measure, arrow=True), level=level, from_zero=False)
-    return Panel(f"{conflict.capitalize()}: {name_of(measure)}", draw, f"{_WHAT[conflict].capitalize()}. The thin line: the base.")
+    return Panel(
+        f"{conflict.capitalize()}: {name_of(measure)}",
+        draw,
+        f"{_WHAT[conflict].capitalize()}. The thin line: the base.",
+    )
 
 
-def _sentence(
-    trial: Trial, conflict: str, settings: Settings, cases: Sequence[_Case], base: Sequence[Answer]
-) -> str:
+def _sentence(trial: Trial, conflict: str, settings: Settings, cases: Sequence[_Case], base: Sequence[Answer]) -> str:
     most = max(settings.shares)
     these = {case.method: case for case in cases if case.conflict == conflict and case.share == most}
     plain = {case.method: case for case in cases if case.share == 0}
@@ -190,7 +194,7 @@ STUDY = Study(
     help="""Put conflicts into users' histories and compare what they cost modules, retrieval, and both together: wrong
     answers, a former habit in the oldest items, and items that stand twice with different answers.
 
-    Example: `oppu study conflicts --task movie_tagging --data data/movies --shares 0.1,0.3 --out runs/out/conflicts`""",
+    Example: `oppu study conflicts --task movie_tagging --data data/movies --shares 0.1,0.3 --out runs/out/odd`""",
     source="Section 9",
     paper="Interests may be inconsistent or in conflict over time; managing that is named as future work, and not "
     "measured.",

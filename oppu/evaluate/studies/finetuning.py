@@ -1,8 +1,8 @@
 """Personal modules against full fine-tuning of the base on everybody's histories, and against retrieval alone.
 
-The paper calls modules comparable with full fine-tuning and does not compare. Full fine-tuning trains all parameters of
-the base (`oppu/evaluate/whole.py`), which were adapted to the task before, as for modules; then everybody is answered by the same
-model, without and with retrieved items.
+The paper calls modules comparable with full fine-tuning and does not compare. Full fine-tuning trains all parameters
+(`oppu/evaluate/whole.py`) of the base that was adapted to the task, on which modules stand, too; then everybody is
+answered by the same model, without and with retrieved items.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,8 +43,12 @@ PROMPTS = ("plain", "retrieval")
 class Settings(TrialSettings):
     """How everything is trained."""
 
-    rates: tuple[float, ...] = option("Highest learning rates of full fine-tuning, each tried.", (1e-5, 5e-5), least=0.0)
-    full_epochs: int | None = option("Passes of full fine-tuning over everybody's items. [default: a module's]", None, least=1)
+    rates: tuple[float, ...] = option(
+        "Highest learning rates of full fine-tuning, each tried.", (1e-5, 5e-5), least=0.0
+    )
+    full_epochs: int | None = option(
+        "Passes of full fine-tuning over everybody's items. [default: a module's]", None, least=1
+    )
     full_batch: int = option("Examples per step of full fine-tuning.", 16, least=1)
 
 
@@ -74,7 +78,9 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
     for way in ways:
         scores = scores_of(trial.task, way.answers)
         over_base = gain(trial.task, NLL, way.answers, without["plain"].answers) if way is not ways[0] else None
-        over_full = gain(trial.task, NLL, way.answers, best[way.prompt].answers) if way is not best[way.prompt] else None
+        over_full = (
+            gain(trial.task, NLL, way.answers, best[way.prompt].answers) if way is not best[way.prompt] else None
+        )
         rows.append(
             (
                 way.name,
@@ -250,8 +256,8 @@ STUDY = Study(
 
     Example: `oppu study finetuning --task movie_tagging --data data/movies --rates 1e-5,1e-4 --out runs/out/full`""",
     source="Section 7.2",
-    paper="Parameter-efficient methods are said to perform as full fine-tuning does, with less than 1 % of the parameters; "
-    "OPPU itself is not compared with it.",
+    paper="Parameter-efficient methods are said to perform as full fine-tuning does, with less than 1 % of the "
+    "parameters; OPPU itself is not compared with it.",
     settings=Settings,
     run=_run,
 )

@@ -28,7 +28,7 @@ from oppu.evaluate.panels import Panel, Series, lines_of
 from oppu.evaluate.probe import Lesson, Probe
 from oppu.evaluate.study import Column, Outcome, Study, Table, Value, Workplace, option
 from oppu.evaluate.summary import number
-from oppu.evaluate.trial import TrainingSettings, Trial, count, known, open_trial
+from oppu.evaluate.trial import TrainingSettings, Trial, count, open_trial
 from oppu.records import Example
 
 WAYS = ("recent", "random", "diverse", "surprising", "familiar")
@@ -117,7 +117,9 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
         )
     return Outcome(
         found=tuple(_sentence(trial, budget, base, everything, kept) for budget in settings.budgets),
-        panels=tuple(_panel(trial, settings, measure, everything, kept) for measure in dict.fromkeys((measures[0], NLL))),
+        panels=tuple(
+            _panel(trial, settings, measure, everything, kept) for measure in dict.fromkeys((measures[0], NLL))
+        ),
         table=Table(
             (
                 Column("way", "Kept"),
@@ -132,8 +134,8 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
         notes=(
             "Diverse: beginning with the newest, always the item whose words (TF-IDF) are least like those of any kept "
             f"one. Surprising: the highest NLL of the item's answer with the base. Random: mean of {settings.draws} "
-            "draws. Gains are of NLL, with 95 % intervals by resampling users. All ways take the same passes over their "
-            "items, so that fewer items mean fewer steps.",
+            "draws. Gains are of NLL, with 95 % intervals by resampling users. All ways take the same passes over "
+            "their items, so that fewer items mean fewer steps.",
         ),
     )
 
@@ -148,7 +150,11 @@ def _check_budgets(trial: Trial, settings: Settings) -> None:
     """DataError where a user has no more items than are to be kept: nothing would be chosen."""
     most = max(settings.budgets)
     sizes = {user.id: len(user.history[-(settings.newest or len(user.history)) :]) for user in trial.dataset.users}
-    short = [f"user {user} has {size} items, which leaves no choice of {most}" for user, size in sizes.items() if size <= most]
+    short = [
+        f"user {user} has {size} items, which leaves no choice of {most}"
+        for user, size in sizes.items()
+        if size <= most
+    ]
     if short:
         raise DataError(short, fix="use smaller --budgets, a larger --newest, or fewer --users")
 

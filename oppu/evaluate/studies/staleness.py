@@ -140,8 +140,8 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
             "Age: the items that came between a module's training and the block that it is asked; a fresh module has "
             "missed none. Losses are against the fresh module on the same questions, so that a block that is hard for "
             "every module does not count as age; older ages stand on fewer, later blocks. Intervals: users resampled.",
-            "A refresh interval's loss is the mean over the ages that it lets come about. Its cost is the items trained "
-            f"for each new one, {found.learnt:g} at each refresh; seconds are those of one user's share on this machine.",
+            "A refresh interval's loss is the mean over the ages that it lets come about. Its cost is the items "
+            f"trained for each new one, {found.learnt:g} at each refresh; seconds are one user's on this machine.",
         ),
         numbers={"gain_fresh": whole.value, "gain_fresh_low": known(whole.low), "gain_fresh_high": known(whole.high)},
     )
@@ -150,8 +150,8 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
 def _facts(trial: Trial, settings: Settings) -> str:
     items = "all items before" if settings.grow else f"the newest {settings.newest} items before"
     return (
-        f"{trial.task.title}: {count(len(trial.dataset.users), 'user')}; base {trial.base_name}; modules of {items} each "
-        f"of {count(settings.blocks, 'block')} of {count(settings.block, 'item')}, which are the questions."
+        f"{trial.task.title}: {count(len(trial.dataset.users), 'user')}; base {trial.base_name}; modules of {items} "
+        f"each of {count(settings.blocks, 'block')} of {count(settings.block, 'item')}, which are the questions."
     )
 
 
@@ -228,7 +228,9 @@ def _kept(whole: Gain, loss: float) -> float | None:
 def _ageing(settings: Settings, losses: Sequence[Gain], whole: Gain) -> str:
     oldest = (len(losses) - 1) * settings.block
     told = "" if losses[-1].low > 0 else "; that may be chance"
-    by_age = ", ".join(f"{signed(loss.value)} after {place * settings.block}" for place, loss in enumerate(losses) if place)
+    by_age = ", ".join(
+        f"{signed(loss.value)} after {place * settings.block}" for place, loss in enumerate(losses) if place
+    )
     return (
         f"A fresh module gains {whole.text} in NLL over the base. Ageing costs {by_age} items; after {oldest}: "
         f"{losses[-1].text}{told}."
@@ -309,7 +311,11 @@ def _panels(
     )
     draw = lines_of([cost], "items trained for each new item", "NLL lost on average", level=0.0, from_zero=False)
     panels.append(
-        Panel("What a refresh interval costs and loses", draw, f"From the right: every {settings.block} items, every {2 * settings.block}, …")
+        Panel(
+            "What a refresh interval costs and loses",
+            draw,
+            f"From the right: every {settings.block} items, every {2 * settings.block}, …",
+        )
     )
     return tuple(panels)
 
@@ -321,7 +327,7 @@ STUDY = Study(
     help="""Train modules on windows of each history and ask them ever later items: what age costs, and what a refresh
     interval loses and costs.
 
-    Example: `oppu study staleness --task news_categorize --data data/news --newest 40 --block 10 --out runs/out/age`""",
+    Example: `oppu study staleness --task news_headline --data data/news --newest 40 --block 10 --out runs/out/age`""",
     source="Section 9",
     paper="Interests are dynamic and may change over time; a module is trained once, on everything before its "
     "questions, and how it ages is not measured.",

@@ -132,10 +132,11 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
         ),
         facts=_facts(settings, trials, people, paired),
         notes=(
-            "One for all tasks: a module of the same rank learns the items of all tasks, and so takes as many steps as the "
-            "others together; a person has one module instead of one for each task. The other tasks': how a module answers "
-            "that has learnt every task but the one asked.",
-            "All modules stand on one base, adapted to all tasks together. Gains are of NLL; intervals: users resampled.",
+            "One for all tasks: a module of the same rank learns the items of all tasks, and so takes as many steps as "
+            "the others together; a person has one module instead of one for each task. The other tasks': how a module "
+            "answers that has learnt every task but the one asked.",
+            "All modules stand on one base, adapted to all tasks together. Gains are of NLL; intervals: users "
+            "resampled.",
         ),
         numbers={"people": [{"id": each.id, "users": [part.id for part in each.parts]} for each in people]},
     )
@@ -173,7 +174,9 @@ def _people(trials: Sequence[Trial], wanted: int) -> tuple[list[_Person], bool]:
     pairs = [_Person("+".join(part.id for part in parts), parts) for parts in zip(*rest, strict=False)]
     found += pairs[: wanted - len(found)]
     if not found:
-        raise DataError(["the tasks have no users in common, and none to pair"], fix="use data with users for every task")
+        raise DataError(
+            ["the tasks have no users in common, and none to pair"], fix="use data with users for every task"
+        )
     return found, bool(pairs)
 
 
@@ -280,26 +283,34 @@ def _sentence(ways: Sequence[_Way], trial: Trial) -> str:
     over_own = gain(trial.task, NLL, joint.answers, own.answers)
     first = measures_of(trial.task, base.answers)[0]
     listed = []
-    for way, what in ((base, "base"), (other, "other task's module"), (own, "own module"), (joint, "module of all tasks")):
+    for way, what in (
+        (base, "base"),
+        (other, "other task's module"),
+        (own, "own module"),
+        (joint, "module of all tasks"),
+    ):
         scores = scores_of(trial.task, way.answers)
         listed.append(f"{what} {number(scores[first])} (NLL {number(scores[NLL])})")
     told = ""
     if over_own.low > 0 or over_own.high < 0:
         told = ", the module of all tasks is better" if over_own.low > 0 else ", the module of all tasks is worse"
-    return f"{trial.task.name}, {name_of(first)}: {', '.join(listed)}. All tasks in one against one for each: {over_own.text} in NLL{told}."
+    return (
+        f"{trial.task.name}, {name_of(first)}: {', '.join(listed)}. All tasks in one against one for each: "
+        f"{over_own.text} in NLL{told}."
+    )
 
 
 STUDY = Study(
     name="tasks",
     title="Many tasks in one module",
     summary="one module for all tasks of a user against one for each task, and the other task's",
-    help="""Train one module on all tasks of a user and compare it with one module for each task, and with the modules of
-    the other tasks.
+    help="""Train one module on all tasks of a user and compare it with one module for each task, and with the modules
+    of the other tasks.
 
-    Example: `oppu study tasks --task movie_tagging,product_rating --data data/movies,data/ratings --out runs/out/tasks`""",
+    Example: `oppu study tasks --task movie_tagging,product_rating --data data/movies,data/ratings`""",
     source="Section 9",
-    paper="Each user has one task, for want of data; the method is said to take any tasks and domains, which is left to "
-    "future work.",
+    paper="Each user has one task, for want of data; the method is said to take any tasks and domains, which is left "
+    "to future work.",
     settings=Settings,
     run=_run,
 )

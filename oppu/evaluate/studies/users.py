@@ -1,7 +1,8 @@
 """How the measured gain and its interval change with the number of users sampled, and with how alike they are.
 
 Everybody gets a module once. Then samples are drawn from these users, and each is read as if it were the whole run: its
-gain, and its interval by resampling users. `oppu study power` computes from a model of the variance what is counted here.
+gain, and its interval by resampling users. What is counted here, `oppu study power` computes from a model of the
+variance.
 """
 
 import random
@@ -111,12 +112,14 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
             f"these {users} users without replacement; a sample of nearly all of them differs little from the others, "
             "and says little about other users. Intervals: 95 %, users resampled, which is too narrow with few users: "
             "how often it holds the gain of all users is in the table.",
-            f"Alike, different: for each user, a sample that begins with that user and takes in those most like the "
-            f"first, or always the one least like all before; by their {'label counts' if by == 'labels' else 'words'}.",
+            "Alike, different: for each user, a sample that begins with that user and takes in those most like the "
+            f"first, or always the one least like all before, by {'label counts' if by == 'labels' else 'words'}.",
         ),
         numbers={
             "by": by,
-            "everybody": {measure: dict(zip(("gain", "low", "high"), whole[measure], strict=True)) for measure in measures},
+            "everybody": {
+                measure: dict(zip(("gain", "low", "high"), whole[measure], strict=True)) for measure in measures
+            },
         },
     )
 
@@ -124,7 +127,9 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
 def _check(trial: Trial, settings: Settings) -> None:
     users, most = len(trial.dataset.users), max(settings.sizes)
     if most >= users:
-        raise DataError([f"a sample of {most} of {users} users is no sample"], fix="use smaller --sizes, or more --users")
+        raise DataError(
+            [f"a sample of {most} of {users} users is no sample"], fix="use smaller --sizes, or more --users"
+        )
 
 
 def _measured(trial: Trial, by: str) -> tuple[tuple[Answer, ...], tuple[Answer, ...], FloatArray]:
@@ -165,7 +170,12 @@ def _drawn(trial: Trial, settings: Settings, alike: FloatArray) -> list[tuple[st
 
 
 def _sample(
-    way: str, size: int, measure: str, gains: Sequence[Sequence[float]], alike: FloatArray, drawn: Sequence[Sequence[int]]
+    way: str,
+    size: int,
+    measure: str,
+    gains: Sequence[Sequence[float]],
+    alike: FloatArray,
+    drawn: Sequence[Sequence[int]],
 ) -> _Sampled:
     means, intervals = [], []
     for places in drawn:
@@ -203,7 +213,11 @@ def _panels(measure: str, sampled: Sequence[_Sampled], whole: tuple[float, float
     gains = lines_of([line(RANDOM, ranges=True)], "users", f"gain in {name}", level=whole[0], from_zero=False)
     widths = lines_of([line(way, ranges=False) for way in (RANDOM, ALIKE, DIFFERENT)], "users", f"± in {name}")
     return (
-        Panel(f"Gain in {name} by sample", gains, "Mean of random samples; upright lines hold nine in ten. The thin line: all users."),
+        Panel(
+            f"Gain in {name} by sample",
+            gains,
+            "Mean of random samples; upright lines hold nine in ten. The thin line: all users.",
+        ),
         Panel(f"Half an interval in {name}", widths, "On average over samples."),
     )
 
@@ -215,14 +229,14 @@ def _sentence(measure: str, sampled: Sequence[_Sampled], whole: tuple[float, flo
         if each.measure == measure and each.way == RANDOM:
             from_, to = each.range()
             parts.append(
-                f"of {each.size}, nine in ten samples gain {signed(from_)} to {signed(to)}, ± {number(each.half_width)} each, "
-                f"and {each.found:.0%} find a gain"
+                f"of {each.size}, nine in ten samples gain {signed(from_)} to {signed(to)}, "
+                f"± {number(each.half_width)} each, and {each.found:.0%} find a gain"
             )
     most = max(each.size for each in sampled if each.way == RANDOM)
     widths = {each.way: each for each in sampled if each.measure == measure and each.size == most}
     apart = (
-        f"{most} users who are alike gain {signed(mean(widths[ALIKE].gains))} ± {number(widths[ALIKE].half_width)}, who are "
-        f"different {signed(mean(widths[DIFFERENT].gains))} ± {number(widths[DIFFERENT].half_width)}"
+        f"{most} users who are alike gain {signed(mean(widths[ALIKE].gains))} ± {number(widths[ALIKE].half_width)}, "
+        f"who are different {signed(mean(widths[DIFFERENT].gains))} ± {number(widths[DIFFERENT].half_width)}"
     )
     return (
         f"{name_of(measure)}, all {users} users: gain {signed(value)} (95 % {number(low)} to {number(high)}). Samples "
@@ -237,7 +251,7 @@ STUDY = Study(
     help="""Train a module for everybody once and sample users from the run: how far the measured gain and its interval
     depend on how many users are looked at, and on how alike they are.
 
-    Example: `oppu study users --task news_categorize --data data/news --users 40 --sizes 5,10,20 --out runs/out/users`""",
+    Example: `oppu study users --task news_categorize --data data/news --users 40 --sizes 5,10,20 --out runs/users`""",
     source="",
     paper="100 users with the longest histories for each task; how the result depends on their number or choice is not "
     "said, and tables have no intervals.",
