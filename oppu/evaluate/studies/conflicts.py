@@ -90,8 +90,8 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
             "Noise: items drawn at random have a wrong answer. Former: the oldest items follow another habit, in which "
             "each label stands for the next one in the user's order of use; of a text task, the words of an answer "
             "from last to first. Contradiction: items drawn at random stand in the history twice, first with a wrong "
-            "answer. A wrong answer is a label drawn from the others; of a text task, the answer to another item of the user. "
-            "Questions and right answers stay as they are, and so does the base.",
+            "answer. A wrong answer is a label drawn from the others; of a text task, the answer to another item of "
+            "the user. Questions and right answers stay as they are, and so does the base.",
             "NLL lost: against the same method on the unchanged history; intervals by resampling users.",
         ),
     )
