@@ -116,9 +116,9 @@ def _measured(trial: Trial, settings: Settings) -> tuple[dict[str, Skew], dict[s
         asked = questions_of(trial.task, users, setting)
         learnt = {u.id: tuple(training_examples(trial.task, u, setting, newest=settings.newest)) for u in users}
         lessons = [Lesson(user.id, (), asked[user.id]) for user in users]
-        answers[without] = probe.answers(without, lessons, setting).listed
+        answers[without] = probe.answers(_NAMES[without], lessons, setting).listed
         lessons = [Lesson(user.id, learnt[user.id], asked[user.id]) for user in users]
-        answers[with_module] = probe.answers(with_module, lessons, setting).listed
+        answers[with_module] = probe.answers(_NAMES[with_module], lessons, setting).listed
     given = {user: [str(example.answer) for example in examples] for user, examples in learnt.items()}
     skews = skews_of(trial.task, given)
     if not skews:

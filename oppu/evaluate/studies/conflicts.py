@@ -137,7 +137,7 @@ def _measured(trial: Trial, settings: Settings) -> tuple[tuple[Answer, ...], lis
                 base = probe.answers("base", [Lesson(u.id, (), asked[u.id]) for u in changed], setting).listed
             for method in methods:
                 lessons = [Lesson(u.id, learnt[u.id] if method != "rag" else (), asked[u.id]) for u in changed]
-                name = f"{method}, {conflict} {share:g}" if share else method
+                name = f"{_NAMES[method]}, {conflict} {share:g}" if share else _NAMES[method]
                 found[conflict, share, method] = probe.answers(name, lessons, setting).listed
     return base, [
         _Case(conflict, share, method, found[conflict, share, method])

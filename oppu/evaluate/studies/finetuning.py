@@ -165,7 +165,7 @@ def _full_way(
         "what": "full fine-tuning",
         "base": trial.adapted(setting).fingerprint,
         "task": trial.task.model_dump(mode="json"),
-        "training": asdict(replace(config, module=trial.recipe.personal.module)),
+        "training": asdict(config),
         "learnt": fingerprint(learnt),
         "asked": fingerprint(asked),
         "versions": versions(),
