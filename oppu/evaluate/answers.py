@@ -147,6 +147,16 @@ class Gain:
             return signed(self.value)
         return f"{signed(self.value)} (95 % {number(self.low)} to {number(self.high)})"
 
+    @property
+    def is_certain(self) -> bool:
+        """Whether the interval lies on one side of 0; of one user nothing is certain."""
+        return self.low > 0 or self.high < 0
+
+    @property
+    def told(self) -> str:
+        """The text, and that it may be chance where it may."""
+        return self.text if self.is_certain else f"{self.text}, which may be chance"
+
 
 def gain(task: Task, measure: str, a: Sequence[Answer], b: Sequence[Answer]) -> Gain:
     """Of answers `a` over answers `b` to the same questions, in any order."""
@@ -178,8 +188,10 @@ def name_of(measure: str, *, arrow: bool = False) -> str:
 
 
 def measure_columns(measures: Sequence[str]) -> tuple[Column, ...]:
-    """A column for each measure."""
-    return tuple(Column(measure, name_of(measure, arrow=True), 3) for measure in measures)
+    """A column for each measure; the terminal shows the first and NLL."""
+    return tuple(
+        Column(measure, name_of(measure, arrow=True), 3, brief=measure in (measures[0], NLL)) for measure in measures
+    )
 
 
 def gain_columns(of: str, over: str) -> tuple[Column, ...]:

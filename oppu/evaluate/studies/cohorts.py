@@ -210,11 +210,11 @@ def _sentence(trial: Trial, each: _Cohorts, found: Sequence[_Cohorts], base: Seq
     who = "One module for everybody" if each.way == EVERYBODY else f"Cohorts of {each.size} who are alike"
     sentence = (
         f"{who} ({count(each.modules, 'module')}): NLL {number(scores[each.way])}, alone {number(scores[ALONE])}; gain "
-        f"over the base {over_base.text}, over modules of users alone {over_alone.text}"
+        f"over the base {over_base.text}; over modules of users alone {over_alone.told}"
     )
     if RANDOM in scores and each.way == ALIKE:
         drawn = next(one for one in found if one.way == RANDOM and one.size == each.size)
-        sentence += f", over random cohorts {gain(trial.task, NLL, each.answers, drawn.answers).text}"
+        sentence += f"; over random cohorts {gain(trial.task, NLL, each.answers, drawn.answers).told}"
     return f"{sentence}."
 
 

@@ -183,8 +183,8 @@ def _sentence(trial: Trial, conflict: str, settings: Settings, cases: Sequence[_
     for method in METHODS:
         lost = gain(trial.task, NLL, plain[method].answers, these[method].answers)
         left = gain(trial.task, NLL, these[method].answers, base)
-        parts.append(f"{_NAMES[method]} {lost.text}, leaving a gain over the base of {signed(left.value)}")
-    return f"{_WHAT[conflict].capitalize()}, in {most:.0%} of a history. NLL lost: " + "; ".join(parts) + "."
+        parts.append(f"{_NAMES[method]} {lost.told}; its gain over the base is then {signed(left.value)}")
+    return f"{_WHAT[conflict].capitalize()}, in {most:.0%} of a history. NLL lost: " + ". ".join(parts) + "."
 
 
 STUDY = Study(

@@ -242,8 +242,8 @@ def _sentence(trial: Trial, ways: Sequence[_Way], best: Mapping[str, _Way], prom
     return (
         f"{what}: NLL {number(_nll(trial, base))} of the base, {number(_nll(trial, full))} after full fine-tuning "
         f"(rate {rate}), {number(_nll(trial, modules))} with {count(len(trial.dataset.users), 'module')}, which have "
-        f"{share:.1%} of its parameters in all. Full fine-tuning gains {over_base.text} over the base, modules "
-        f"{over_full.text} over full fine-tuning."
+        f"{share:.1%} of its parameters in all. Full fine-tuning gains {over_base.text} over the base. "
+        f"Modules over full fine-tuning: {over_full.told}."
     )
 
 

@@ -212,8 +212,7 @@ def _sentence(trial: Trial, budget: int, base: _Kept, everything: _Kept, kept: S
         sentence += f" The best keep {(none - nll[best]) / (none - most):.0%} of what all items gain."
     if "random" in these and best != "random":
         found = gain(trial.task, NLL, these[best].answers, these["random"].answers)
-        told = "" if found.low > 0 else ", which may be chance"
-        sentence += f" {_NAMES[best].capitalize()} against random ones: {found.text}{told}."
+        sentence += f" {_NAMES[best].capitalize()} against random ones: {found.told}."
     return sentence
 
 

@@ -19,6 +19,7 @@ from oppu.evaluate.answers import (
     gain,
     gain_columns,
     gain_values,
+    measure_columns,
     measures_of,
     name_of,
     scores_of,
@@ -227,13 +228,12 @@ def _kept(whole: Gain, loss: float) -> float | None:
 
 def _ageing(settings: Settings, losses: Sequence[Gain], whole: Gain) -> str:
     oldest = (len(losses) - 1) * settings.block
-    told = "" if losses[-1].low > 0 else "; that may be chance"
     by_age = ", ".join(
         f"{signed(loss.value)} after {place * settings.block}" for place, loss in enumerate(losses) if place
     )
     return (
-        f"A fresh module gains {whole.text} in NLL over the base. Ageing costs {by_age} items; after {oldest}: "
-        f"{losses[-1].text}{told}."
+        f"A fresh module gains {whole.text} in NLL over the base{'' if whole.is_certain else ', which may be chance'}. "
+        f"Ageing costs {by_age} items. After {oldest}: {losses[-1].told}."
     )
 
 
@@ -256,9 +256,9 @@ def _columns(measures: Sequence[str]) -> tuple[Column, ...]:
     return (
         Column("age_items", "Age in items"),
         Column("age_days", "in days", 1),
-        Column("questions", "Questions"),
-        *(Column(measure, name_of(measure, arrow=True), 3) for measure in measures),
-        Column("nll_fresh", "NLL fresh", 3),
+        Column("questions", "Questions", brief=False),
+        *measure_columns(measures),
+        Column("nll_fresh", "NLL fresh", 3, brief=False),
         Column("loss", "NLL lost", 3),
         Column("loss_low", "95 % from", 3, brief=False),
         Column("loss_high", "to", 3, brief=False),

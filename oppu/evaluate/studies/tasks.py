@@ -291,12 +291,9 @@ def _sentence(ways: Sequence[_Way], trial: Trial) -> str:
     ):
         scores = scores_of(trial.task, way.answers)
         listed.append(f"{what} {number(scores[first])} (NLL {number(scores[NLL])})")
-    told = ""
-    if over_own.low > 0 or over_own.high < 0:
-        told = ", the module of all tasks is better" if over_own.low > 0 else ", the module of all tasks is worse"
     return (
         f"{trial.task.name}, {name_of(first)}: {', '.join(listed)}. All tasks in one against one for each: "
-        f"{over_own.text} in NLL{told}."
+        f"NLL gain {over_own.told}."
     )
 
 
