@@ -174,15 +174,17 @@ class Trial:
         listed = sorted(cells.values(), key=lambda cell: order.get(cell.method, -1))
         return Ran(tuple(listed), bases, stores)
 
+    @property
+    def subject(self) -> str:
+        """On what: task, users, questions, base."""
+        users = self.dataset.users
+        queries = count(sum(len(user.queries) for user in users), "question")
+        return f"{self.task.title}: {count(len(users), 'user')}, {queries}; base {self.base_name}"
+
     def facts(self, more: str = "") -> str:
         """The line under a study's headline."""
-        users = self.dataset.users
-        queries = sum(len(user.queries) for user in users)
         items = "all" if self.settings.newest is None else f"the newest {self.settings.newest}"
-        return (
-            f"{self.task.title}: {count(len(users), 'user')}, {count(queries, 'question')}; base {self.base_name}; "
-            f"modules of {items} items{more}."
-        )
+        return f"{self.subject}; modules of {items} items{more}."
 
     def _adapt(self, setting: "Setting") -> AdaptedBase:
         from oppu.adapt import AdaptConfig, adapt_into_store

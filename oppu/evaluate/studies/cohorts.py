@@ -121,12 +121,8 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
 
 
 def _facts(trial: Trial, settings: Settings) -> str:
-    users, items = trial.dataset.users, "of every member" if settings.pooled else "in all"
-    queries = count(sum(len(user.queries) for user in users), "question")
-    return (
-        f"{trial.task.title}: {count(len(users), 'user')}, {queries}; base {trial.base_name}; a module of "
-        f"{settings.newest} items {items}."
-    )
+    items = "of every member" if settings.pooled else "in all"
+    return f"{trial.subject}; a module of {settings.newest} items {items}."
 
 
 def _measured(trial: Trial, settings: Settings, by: str) -> tuple[tuple[Answer, ...], list[_Cohorts]]:

@@ -130,7 +130,7 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
             ),
             tuple(rows),
         ),
-        facts=trial.facts(" to choose from"),
+        facts=f"{trial.subject}; items are chosen from the newest {settings.newest} of each.",
         notes=(
             "Diverse: beginning with the newest, always the item whose words (TF-IDF) are least like those of any kept "
             f"one. Surprising: the highest NLL of the item's answer with the base. Random: mean of {settings.draws} "
@@ -197,7 +197,7 @@ def _panel(trial: Trial, settings: Settings, measure: str, everything: _Kept, ke
         y = tuple(mean_scores(trial.task, each.draws)[measure] for each in these)
         series.append(Series(way, tuple(float(each.budget or 0) for each in these), y))
     level = mean_scores(trial.task, everything.draws)[measure]
-    draw = lines_of(series, "items kept", name_of(measure, arrow=True), level=level, from_zero=False)
+    draw = lines_of(series, "items kept", name_of(measure, arrow=True), log_x=True, level=level, from_zero=False)
     return Panel(f"{name_of(measure)} by the items kept", draw, "The thin line: all items.")
 
 

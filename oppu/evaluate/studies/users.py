@@ -210,8 +210,10 @@ def _panels(measure: str, sampled: Sequence[_Sampled], whole: tuple[float, float
         return Series(way, tuple(float(each.size) for each in these), y, spread)
 
     name = name_of(measure)
-    gains = lines_of([line(RANDOM, ranges=True)], "users", f"gain in {name}", level=whole[0], from_zero=False)
-    widths = lines_of([line(way, ranges=False) for way in (RANDOM, ALIKE, DIFFERENT)], "users", f"± in {name}")
+    gains = lines_of([line(RANDOM, ranges=True)], "users", f"gain in {name}", log_x=True, level=whole[0])
+    widths = lines_of(
+        [line(way, ranges=False) for way in (RANDOM, ALIKE, DIFFERENT)], "users", f"± in {name}", log_x=True
+    )
     return (
         Panel(
             f"Gain in {name} by sample",
