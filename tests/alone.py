@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from conftest import tiny_model, tiny_tokenizer
 from oppu.data import read_dataset
 from oppu.data.sample import sample_tasks
 from oppu.model.bank import Bank
-from oppu.model.base import load_base
+from oppu.model.base import Base, load_base
 from oppu.model.tokens import encode
 from oppu.personalize import longest_histories
 from oppu.recipes import recipe_for
@@ -23,6 +24,9 @@ from oppu.train import Job, TrainConfig, train
 
 QUICK = ("--no-adapt", "--epochs", "1", "--learning-rate", "0.01", "--batch-size", "4", "--rank", "2")
 """Options under which a tiny base learns something in no time."""
+
+
+_TOKENIZER = tiny_tokenizer()
 
 
 def sample(place: int, users: int) -> tuple[Task, list[User]]:
@@ -42,7 +46,8 @@ def nlls_alone(
     folder: Path, task: Task, name: str, learnt: Sequence[Example], asked: Sequence[Example], *, labels: bool = True
 ) -> list[float]:
     """NLL of each right answer: among the task's labels, or per token."""
-    base = load_base(str(folder))
+    base, weights = _loaded(folder)
+    base.model.load_state_dict(weights)
     if learnt:
         (trained,) = train(base, [Job(name, tuple(encode(base.tokenizer, learnt, 512)))], config_of(task))
         bank = Bank(base.model, config_of(task).module, 1)
@@ -50,23 +55,34 @@ def nlls_alone(
         bank.merge(0)
     model = tiny_model()
     model.load_state_dict(base.model.state_dict())
-    if task.labels and labels:
-        found = []
-        for example in asked:
-            scores = torch.tensor([sum(log_probs(model, example.prompt, label)) for label in task.labels])
-            found.append(-float(scores.double().log_softmax(-1)[task.labels.index(str(example.answer))]))
-        return found
-    return [-mean(log_probs(model, example.prompt, str(example.answer))) for example in asked]
+    if not task.labels or not labels:
+        return [-mean(log_probs(model, example.prompt, [str(example.answer)])[0]) for example in asked]
+    found = []
+    for example in asked:
+        scores = torch.tensor([sum(each) for each in log_probs(model, example.prompt, task.labels)])
+        found.append(-float(scores.double().log_softmax(-1)[task.labels.index(str(example.answer))]))
+    return found
 
 
 @torch.inference_mode()
-def log_probs(model: torch.nn.Module, prompt: str, answer: str) -> list[float]:
-    """log p of each of the answer's tokens, its end among them."""
-    tokenizer = tiny_tokenizer()
-    before = tokenizer(prompt).input_ids
-    after = [*tokenizer(f" {answer}").input_ids, tokenizer.eos_token_id]
-    logits = model(input_ids=torch.tensor([[*before, *after]])).logits[0].double().log_softmax(-1)
-    return [float(logits[len(before) - 1 + place, token]) for place, token in enumerate(after)]
+def log_probs(model: torch.nn.Module, prompt: str, answers: Sequence[str]) -> list[list[float]]:
+    """Of each answer, log p of its tokens, its end among them; in one forward, padded where no token looks."""
+    before = _TOKENIZER(prompt).input_ids
+    after = [[*_TOKENIZER(f" {answer}").input_ids, _TOKENIZER.eos_token_id] for answer in answers]
+    longest = max(map(len, after))
+    tokens = torch.tensor([[*before, *each, *[0] * (longest - len(each))] for each in after])
+    logits = model(input_ids=tokens).logits[:, len(before) - 1 :].double().log_softmax(-1)
+    return [
+        [float(line[place, token]) for place, token in enumerate(each)]
+        for line, each in zip(logits, after, strict=True)
+    ]
+
+
+@cache
+def _loaded(folder: Path) -> tuple[Base, dict[str, torch.Tensor]]:
+    """A base, and its weights as they were."""
+    base = load_base(str(folder))
+    return base, {name: weight.clone() for name, weight in base.model.state_dict().items()}
 
 
 def mean(values: Sequence[float]) -> float:

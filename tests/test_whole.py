@@ -72,7 +72,9 @@ def test_an_answers_score_is_the_mean_of_its_tokens_in_a_plain_forward(base: Bas
     questions = [Question(-1, Example("u", str(n), prompt, answer)) for n, (prompt, answer) in enumerate(pairs)]
     done: list[int] = []
     found = score_answers(base, questions, on_done=done.append)
-    assert found == pytest.approx([mean(log_probs(tiny_model(), *pair)) for pair in pairs], abs=1e-5)
+    assert found == pytest.approx(
+        [mean(log_probs(tiny_model(), prompt, [answer])[0]) for prompt, answer in pairs], abs=1e-5
+    )
     assert sum(done) == 3
     with pytest.raises(ModelError, match="the answer has"):
         score_answers(base, questions, max_tokens=5)

@@ -252,7 +252,7 @@ STUDY = Study(
     title="Modules against full fine-tuning",
     summary="personal modules, full fine-tuning on everybody's histories, and retrieval alone",
     help="""Compare personal modules with full fine-tuning of the base on everybody's histories, and with retrieval
-    alone. Full fine-tuning takes 16 bytes of memory for each parameter of the base, 2.2 GB for the embedded one.
+    alone. Full fine-tuning takes much memory, about 5 GB for the embedded base.
 
     Example: `oppu study finetuning --task movie_tagging --data data/movies --rates 1e-5,1e-4 --out runs/out/full`""",
     source="Section 7.2",
