@@ -7,7 +7,7 @@ more often than it is right.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import exp, isnan
+from math import exp
 from statistics import mean, median
 from typing import Any
 
@@ -31,7 +31,7 @@ from oppu.evaluate.significance import mean_interval
 from oppu.evaluate.skew import USUAL_WORDS, Skew, skews_of
 from oppu.evaluate.study import Column, Outcome, Study, Table, Value, Workplace, option
 from oppu.evaluate.summary import signed
-from oppu.evaluate.trial import Trial, TrialSettings, known, open_trial
+from oppu.evaluate.trial import Trial, TrialSettings, count, known, open_trial
 from oppu.tasks import Task
 
 BASE, RAG, OPPU, BOTH = "base", "rag", "oppu", "oppu+rag"
@@ -191,16 +191,14 @@ def _of_users(trial: Trial, skews: Mapping[str, Skew], answers: Mapping[str, Seq
 def _columns(task: Task, measures: Sequence[str]) -> tuple[Column, ...]:
     lengths = () if task.labels else (Column("words", "Words", 1), Column("words_right", "Words right", 1))
     apart = (
-        (Column("gain_usual", "where the usual is right", 3), Column("gain_other", "where not", 3))
-        if task.labels
-        else ()
+        (Column("gain_usual", "where usual is right", 3), Column("gain_other", "where not", 3)) if task.labels else ()
     )
     return (
         Column("method", "Method"),
         Column("usual_in_history", "Usual in history", 3, brief=False),
         Column("usual_right", "Usual is right", 3),
         Column("usual_given", "is given", 3),
-        Column("usual_probability", "its probability", 3),
+        Column("usual_probability", "Probability", 3),
         Column("excess", "Excess", 3),
         Column("excess_low", "95 % from", 3),
         Column("excess_high", "to", 3),
@@ -222,29 +220,30 @@ def _usual_note(task: Task) -> str:
 
 def _leaning_sentences(task: Task, leanings: Mapping[str, _Leaning], skews: Mapping[str, Skew]) -> tuple[str, ...]:
     history = mean(skew.in_history for skew in skews.values())
-    what = "The usual label" if task.labels else "Usual words"
-    share = "of the questions" if task.labels else "of the words of an answer"
+    right = leanings[BASE].right
+    given = ", ".join(f"{_NAMES[method]} {leanings[method].given:.0%}" for method in METHODS)
     first = (
-        f"{what}: {history:.0%} of the histories, right in {leanings[BASE].right:.0%} {share}; given by "
-        + ", by ".join(f"the {_NAMES[method]} in {leanings[method].given:.0%}" for method in METHODS)
-        + "."
+        f"The usual label stands in {history:.0%} of a history's items and is right for {right:.0%} of the questions. "
+        f"Given: {given}."
+        if task.labels
+        else f"Usual words are {history:.0%} of the words in a history's answers and {right:.0%} in right ones. "
+        f"Written: {given}."
     )
-    second = "Excess over what is right: " + "; ".join(
-        f"{_NAMES[method]} {leanings[method].excess.text}{_verdict(leanings[method].excess)}"
-        for method in (BASE, OPPU, BOTH)
-    )
-    return first, f"{second}."
+    parts = [
+        f"{_NAMES[method]} {leanings[method].excess.text}{_verdict(leanings[method].excess)}" for method in METHODS
+    ]
+    return first, f"Excess over what is right: {'; '.join(parts)}."
 
 
 def _verdict(excess: Gain) -> str:
-    if isnan(excess.low):
-        return ""
-    return ", exaggerates" if excess.low > 0 else ", understates" if excess.high < 0 else ", neither for certain"
+    if not excess.is_certain:
+        return ", which may be chance"
+    return ", it exaggerates" if excess.value > 0 else ", it understates"
 
 
 def _gain_sentence(users: Sequence[Mapping[str, Any]]) -> str:
     gaining = sum(user["gain"] > 0 for user in users)
-    parts = [f"{gaining} of {len(users)} users gain from their module in NLL, {len(users) - gaining} do not"]
+    parts = [f"{gaining} of {count(len(users), 'user')} gain in NLL from their module, {len(users) - gaining} lose"]
     for what, key in (("a stronger skew", "in_history"), ("a longer history", "items")):
         middle = median(user[key] for user in users)
         upper = [user["gain"] for user in users if user[key] > middle]
