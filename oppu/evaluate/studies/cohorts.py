@@ -203,9 +203,10 @@ def _sentence(trial: Trial, each: _Cohorts, found: Sequence[_Cohorts], base: Seq
     scores = {one.way: mean_scores(trial.task, one.draws)[NLL] for one in found if one.size in (1, each.size)}
     over_base = gain(trial.task, NLL, each.answers, base)
     over_alone = gain(trial.task, NLL, each.answers, alone.answers)
-    who = "One module for everybody" if each.way == EVERYBODY else f"Cohorts of {each.size} who are alike"
+    alike = f"{count(each.modules, 'module')} for cohorts of {each.size} who are alike"
+    who = "One module for everybody" if each.way == EVERYBODY else alike
     sentence = (
-        f"{who} ({count(each.modules, 'module')}): NLL {number(scores[each.way])}, alone {number(scores[ALONE])}; gain "
+        f"{who}: NLL {number(scores[each.way])}, alone {number(scores[ALONE])}; gain "
         f"over the base {over_base.text}; over modules of users alone {over_alone.told}"
     )
     if RANDOM in scores and each.way == ALIKE:
