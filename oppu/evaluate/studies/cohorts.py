@@ -109,7 +109,7 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
         notes=(
             f"Likeness: the cosine of two users' {'label counts' if by == 'labels' else 'words (TF-IDF)'}. Cohorts of "
             "users who are alike begin with the two most alike of those left, and take in who is most like them; the "
-            f"last takes what is left. Random cohorts: mean of {settings.draws} draws.",
+            f"last takes what is left. Random cohorts: mean of {count(settings.draws, 'draw')}.",
             "Each module learns equally many items, divided over its users, their newest; fewer modules thus cost less "
             "training as well as less room."
             if not settings.pooled

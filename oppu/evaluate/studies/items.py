@@ -133,8 +133,8 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
         facts=f"{trial.subject}; items are chosen from the newest {settings.newest} of each.",
         notes=(
             "Diverse: beginning with the newest, always the item whose words (TF-IDF) are least like those of any kept "
-            f"one. Surprising: the highest NLL of the item's answer with the base. Random: mean of {settings.draws} "
-            "draws. Gains are of NLL, with 95 % intervals by resampling users. All ways take the same passes over "
+            f"one. Surprising: the highest NLL of the item's answer with the base. Random: mean of "
+            f"{count(settings.draws, 'draw')}. Gains are of NLL, with 95 % intervals by resampling users. All ways take the same passes over "
             "their items, so that fewer items mean fewer steps.",
         ),
     )
