@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from oppu.errors import DataError
 from oppu.evaluate.baselines import as_label
-from oppu.evaluate.metrics import HIGHER_IS_BETTER, metrics_of, score
+from oppu.evaluate.metrics import metrics_of, score
 from oppu.evaluate.results import Prediction
-from oppu.evaluate.significance import mean_interval, paired_difference
+from oppu.evaluate.significance import mean_interval
 from oppu.evaluate.study import Column, Value
 from oppu.evaluate.summary import TITLES, number, signed, title
 from oppu.evaluate.trial import known
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 NLL = "nll"
 """Beside the task's metrics: negative log-likelihood of the right answer in nats, mean over questions. Of a label:
 among the task's labels; of a text: per token, its end counted."""
+
+_ENOUGH = 6
+"""Users of whom a percentile interval may say that something is no chance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +136,13 @@ def mean_scores(task: Task, draws: Sequence[Sequence[Answer]]) -> dict[str, floa
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """By how much answers are better than others to the same questions; positive: better, whatever the measure."""
+    """By how much answers are better than others to the same questions; positive: better."""
 
     value: float
     low: float
     high: float
     """95 %, bootstrap over users; nan with one user."""
+    users: int
 
     @property
     def text(self) -> str:
@@ -149,8 +153,9 @@ class Gain:
 
     @property
     def is_certain(self) -> bool:
-        """Whether the interval lies on one side of 0; of one user nothing is certain."""
-        return self.low > 0 or self.high < 0
+        """Whether the interval lies on one side of 0, and not by that few users agree: with five, they do so by chance
+        in one case of sixteen."""
+        return self.users >= _ENOUGH and (self.low > 0 or self.high < 0)
 
     @property
     def told(self) -> str:
@@ -158,18 +163,14 @@ class Gain:
         return self.text if self.is_certain else f"{self.text}, which may be chance"
 
 
-def gain(task: Task, measure: str, a: Sequence[Answer], b: Sequence[Answer]) -> Gain:
-    """Of answers `a` over answers `b` to the same questions, in any order."""
-    if measure != NLL:
-        sign = 1 if HIGHER_IS_BETTER[measure] else -1
-        found = paired_difference(task, predictions_of(a), predictions_of(b), measure)
-        low, high = (found.low, found.high) if sign > 0 else (-found.high, -found.low)
-        return Gain(sign * found.difference, low, high)
+def gain(a: Sequence[Answer], b: Sequence[Answer]) -> Gain:
+    """In NLL, of answers `a` over answers `b` to the same questions, in any order."""
     others = {(answer.user_id, answer.question_id): answer.nll for answer in b}
     if {(answer.user_id, answer.question_id) for answer in a} != set(others):
         raise ValueError("the answers are not to the same questions")
     values = [others[answer.user_id, answer.question_id] - answer.nll for answer in a]
-    return Gain(sum(values) / len(values), *mean_interval([answer.user_id for answer in a], values))
+    users = [answer.user_id for answer in a]
+    return Gain(sum(values) / len(values), *mean_interval(users, values), len(set(users)))
 
 
 def by_user(answers: Sequence[Answer]) -> dict[str, list[Answer]]:

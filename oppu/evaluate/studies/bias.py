@@ -13,7 +13,6 @@ from typing import Any
 
 from oppu.errors import DataError
 from oppu.evaluate.answers import (
-    NLL,
     Answer,
     Gain,
     by_user,
@@ -69,7 +68,7 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
     for method in METHODS:
         each, scores = leanings[method], scores_of(task, answers[method])
         other = answers.get(_COUNTERPART.get(method, ""))
-        over = gain(task, NLL, answers[method], other) if other is not None else None
+        over = gain(answers[method], other) if other is not None else None
         rows.append(
             (
                 method,
@@ -130,9 +129,11 @@ def _leaning(task: Task, answers: Sequence[Answer], skews: Mapping[str, Skew]) -
     right = [skews[answer.user_id].share(answer.gold) for answer in answers]
     given = [skews[answer.user_id].share(answer.output or "") for answer in answers]
     excess = [a - b for a, b in zip(given, right, strict=True)]
-    ends = mean_interval([answer.user_id for answer in answers], excess)
+    users = [answer.user_id for answer in answers]
     weight = mean(_weight(task, skews, answer) for answer in answers) if task.labels else None
-    return _Leaning(mean(right), mean(given), Gain(mean(excess), *ends), weight)
+    return _Leaning(
+        mean(right), mean(given), Gain(mean(excess), *mean_interval(users, excess), len(set(users))), weight
+    )
 
 
 def _weight(task: Task, skews: Mapping[str, Skew], answer: Answer) -> float:
@@ -159,7 +160,7 @@ def _apart(
     found = []
     for usual in (True, False):
         sides = [[a for a in side if bool(skews[a.user_id].share(a.gold)) == usual] for side in (answers, other)]
-        found.append(gain(task, NLL, *sides).value if sides[0] else None)
+        found.append(gain(*sides).value if sides[0] else None)
     return tuple(found)
 
 
@@ -182,7 +183,7 @@ def _of_users(trial: Trial, skews: Mapping[str, Skew], answers: Mapping[str, Seq
                 "right": leanings[BASE].right,
                 "given": {method: leanings[method].given for method in METHODS},
                 "weight": {method: leanings[method].weight for method in METHODS},
-                "gain": gain(trial.task, NLL, own[OPPU], own[BASE]).value,
+                "gain": gain(own[OPPU], own[BASE]).value,
             }
         )
     return found

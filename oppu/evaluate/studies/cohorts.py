@@ -76,7 +76,7 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
     rows.append(("none (base)", None, None, None, None, *(scores[m] for m in measures), *[None] * 6))
     for each in found:
         scores = mean_scores(trial.task, each.draws)
-        over_alone = gain(trial.task, NLL, each.answers, alone.answers) if each is not alone else None
+        over_alone = gain(each.answers, alone.answers) if each is not alone else None
         rows.append(
             (
                 each.way,
@@ -85,7 +85,7 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
                 each.items,
                 each.likeness,
                 *(scores[measure] for measure in measures),
-                *gain_values(gain(trial.task, NLL, each.answers, base)),
+                *gain_values(gain(each.answers, base)),
                 *gain_values(over_alone),
             )
         )
@@ -201,8 +201,8 @@ def _panel(trial: Trial, measure: str, found: Sequence[_Cohorts], base: Sequence
 def _sentence(trial: Trial, each: _Cohorts, found: Sequence[_Cohorts], base: Sequence[Answer]) -> str:
     alone = found[0]
     scores = {one.way: mean_scores(trial.task, one.draws)[NLL] for one in found if one.size in (1, each.size)}
-    over_base = gain(trial.task, NLL, each.answers, base)
-    over_alone = gain(trial.task, NLL, each.answers, alone.answers)
+    over_base = gain(each.answers, base)
+    over_alone = gain(each.answers, alone.answers)
     alike = f"{count(each.modules, 'module')} for cohorts of {each.size} who are alike"
     who = "One module for everybody" if each.way == EVERYBODY else alike
     sentence = (
@@ -211,7 +211,7 @@ def _sentence(trial: Trial, each: _Cohorts, found: Sequence[_Cohorts], base: Seq
     )
     if RANDOM in scores and each.way == ALIKE:
         drawn = next(one for one in found if one.way == RANDOM and one.size == each.size)
-        sentence += f"; over random cohorts {gain(trial.task, NLL, each.answers, drawn.answers).told}"
+        sentence += f"; over random cohorts {gain(each.answers, drawn.answers).told}"
     return f"{sentence}."
 
 

@@ -72,9 +72,9 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
     )
     rows: list[tuple[Value, ...]] = [("none", 0.0, "base", *_scores(trial, base, measures), None, None, None, None)]
     for case in cases:
-        lost = gain(trial.task, NLL, plain[case.method].answers, case.answers)
+        lost = gain(plain[case.method].answers, case.answers)
         ends = (lost.value, known(lost.low), known(lost.high)) if case.share else (None, None, None)
-        over = gain(trial.task, NLL, case.answers, base).value
+        over = gain(case.answers, base).value
         conflict = case.conflict if case.share else "none"
         rows.append((conflict, case.share, case.method, *_scores(trial, case.answers, measures), *ends, over))
     return Outcome(
@@ -181,10 +181,10 @@ def _sentence(trial: Trial, conflict: str, settings: Settings, cases: Sequence[_
     plain = {case.method: case for case in cases if case.share == 0}
     parts = []
     for method in METHODS:
-        lost = gain(trial.task, NLL, plain[method].answers, these[method].answers)
-        left = gain(trial.task, NLL, these[method].answers, base)
-        parts.append(f"{_NAMES[method]} {lost.told}; its gain over the base is then {signed(left.value)}")
-    return f"{_WHAT[conflict].capitalize()}, in {most:.0%} of a history. NLL lost: " + ". ".join(parts) + "."
+        lost = gain(plain[method].answers, these[method].answers)
+        left = gain(these[method].answers, base)
+        parts.append(f"{_NAMES[method]} {lost.told}, its gain over the base then {signed(left.value)}")
+    return f"{_WHAT[conflict].capitalize()}, in {most:.0%} of a history. NLL lost: " + "; ".join(parts) + "."
 
 
 STUDY = Study(

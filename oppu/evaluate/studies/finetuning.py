@@ -77,10 +77,8 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
     rows: list[tuple[Value, ...]] = []
     for way in ways:
         scores = scores_of(trial.task, way.answers)
-        over_base = gain(trial.task, NLL, way.answers, without["plain"].answers) if way is not ways[0] else None
-        over_full = (
-            gain(trial.task, NLL, way.answers, best[way.prompt].answers) if way is not best[way.prompt] else None
-        )
+        over_base = gain(way.answers, without["plain"].answers) if way is not ways[0] else None
+        over_full = gain(way.answers, best[way.prompt].answers) if way is not best[way.prompt] else None
         rows.append(
             (
                 way.name,
@@ -234,8 +232,8 @@ def _panel(trial: Trial, ways: Sequence[_Way], best: Mapping[str, _Way], measure
 def _sentence(trial: Trial, ways: Sequence[_Way], best: Mapping[str, _Way], prompt: str) -> str:
     these = {way.name: way for way in ways if way.prompt == prompt}
     modules, full, base = these["modules"], best[prompt], these["base"]
-    over_full = gain(trial.task, NLL, modules.answers, full.answers)
-    over_base = gain(trial.task, NLL, full.answers, base.answers)
+    over_full = gain(modules.answers, full.answers)
+    over_base = gain(full.answers, base.answers)
     what = "Without retrieval" if prompt == "plain" else "With retrieval"
     rate = full.name.partition(", ")[2]
     share = modules.trained / full.trained

@@ -103,9 +103,9 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
     rows: list[tuple[Value, ...]] = []
     for each in (base, everything, *kept):
         scores = mean_scores(trial.task, each.draws)
-        over_base = gain(trial.task, NLL, each.answers, base.answers) if each is not base else None
+        over_base = gain(each.answers, base.answers) if each is not base else None
         drawn = chance.get(each.budget) if each.budget is not None and each.way != "random" else None
-        over_chance = gain(trial.task, NLL, each.answers, drawn.answers) if drawn is not None else None
+        over_chance = gain(each.answers, drawn.answers) if drawn is not None else None
         rows.append(
             (
                 each.way,
@@ -134,8 +134,8 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
         notes=(
             "Diverse: beginning with the newest, always the item whose words (TF-IDF) are least like those of any kept "
             f"one. Surprising: the highest NLL of the item's answer with the base. Random: mean of "
-            f"{count(settings.draws, 'draw')}. Gains are of NLL, with 95 % intervals by resampling users. All ways take the same passes over "
-            "their items, so that fewer items mean fewer steps.",
+            f"{count(settings.draws, 'draw')}. Gains are of NLL, with 95 % intervals by resampling users. All ways "
+            "take the same passes over their items, so that fewer items mean fewer steps.",
         ),
     )
 
@@ -211,7 +211,7 @@ def _sentence(trial: Trial, budget: int, base: _Kept, everything: _Kept, kept: S
     if most < none:
         sentence += f" The best keep {(none - nll[best]) / (none - most):.0%} of what all items gain."
     if "random" in these and best != "random":
-        found = gain(trial.task, NLL, these[best].answers, these["random"].answers)
+        found = gain(these[best].answers, these["random"].answers)
         sentence += f" {_NAMES[best].capitalize()} against random ones: {found.told}."
     return sentence
 

@@ -109,8 +109,8 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
     found = _measured(trial, settings)
     ages, task = found.ages, trial.task
     measures = measures_of(task, ages[0].stale)
-    whole = gain(task, NLL, ages[0].fresh, ages[0].base)
-    losses = [gain(task, NLL, age.fresh, age.stale) for age in ages]
+    whole = gain(ages[0].fresh, ages[0].base)
+    losses = [gain(age.fresh, age.stale) for age in ages]
     of_interval = [sum(loss.value for loss in losses[: place + 1]) / (place + 1) for place in range(len(ages))]
     rows: list[tuple[Value, ...]] = []
     for age, loss, mean_loss in zip(ages, losses, of_interval, strict=True):
@@ -124,7 +124,7 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
                 *(scores[measure] for measure in measures),
                 scores_of(task, age.fresh)[NLL],
                 *((loss.value, known(loss.low), known(loss.high)) if age.missed else (None, None, None)),
-                *gain_values(gain(task, NLL, age.stale, age.base)),
+                *gain_values(gain(age.stale, age.base)),
                 interval,
                 mean_loss,
                 _kept(whole, mean_loss),

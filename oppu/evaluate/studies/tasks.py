@@ -104,8 +104,8 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
     for way in ways:
         scores = scores_of(way.trial.task, way.answers)
         base, own = (_find(ways, way.trial, name) for name in (BASE, OWN))
-        over_base = gain(way.trial.task, NLL, way.answers, base.answers) if way is not base else None
-        over_own = gain(way.trial.task, NLL, way.answers, own.answers) if way.modules in (OTHER, JOINT) else None
+        over_base = gain(way.answers, base.answers) if way is not base else None
+        over_own = gain(way.answers, own.answers) if way.modules in (OTHER, JOINT) else None
         rows.append(
             (
                 way.trial.task.name,
@@ -270,7 +270,7 @@ def _facts(settings: Settings, trials: Sequence[Trial], people: Sequence[_Person
 def _panel(ways: Sequence[_Way], trial: Trial) -> Panel:
     these = [way for way in ways if way.trial is trial and way.modules != BASE]
     base = _find(ways, trial, BASE)
-    gains = [gain(trial.task, NLL, way.answers, base.answers) for way in these]
+    gains = [gain(way.answers, base.answers) for way in these]
     ranges = tuple((each.value, each.value) if each.low != each.low else (each.low, each.high) for each in gains)
     series = Series("", tuple(map(float, range(len(these)))), tuple(each.value for each in gains), ranges)
     names = {OTHER: "other\ntasks'", OWN: "one for\neach task", JOINT: "one for\nall tasks"}
@@ -280,7 +280,7 @@ def _panel(ways: Sequence[_Way], trial: Trial) -> Panel:
 
 def _sentence(ways: Sequence[_Way], trial: Trial) -> str:
     base, other, own, joint = (_find(ways, trial, name) for name in (BASE, OTHER, OWN, JOINT))
-    over_own = gain(trial.task, NLL, joint.answers, own.answers)
+    over_own = gain(joint.answers, own.answers)
     first = measures_of(trial.task, base.answers)[0]
     listed = []
     for way, what in (
