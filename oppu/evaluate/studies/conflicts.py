@@ -81,8 +81,8 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
         found=tuple(_sentence(trial, conflict, settings, cases, base) for conflict in settings.conflicts),
         panels=tuple(
             _panel(trial, conflict, measure, cases, base)
-            for measure in dict.fromkeys((measures[0], NLL))
             for conflict in settings.conflicts
+            for measure in dict.fromkeys((measures[0], NLL))
         ),
         table=Table(columns, tuple(rows)),
         facts=trial.facts(f", the same for retrieval (k = {settings.k})"),
@@ -91,7 +91,8 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
             "each label stands for the next one in the user's order of use; of a text task, the words of an answer "
             "from last to first. Contradiction: items drawn at random stand in the history twice, first with a wrong "
             "answer. A wrong answer is a label drawn from the others; of a text task, the answer to another item of "
-            "the user. Questions and right answers stay as they are, and so does the base.",
+            "the user. Questions and right answers stay as they are, and so does the base. With contradictions a "
+            "history is longer, so that its module takes more steps.",
             "NLL lost: against the same method on the unchanged history; intervals by resampling users.",
         ),
     )

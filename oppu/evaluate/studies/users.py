@@ -85,6 +85,7 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
         for done, (way, size, drawn) in enumerate(_drawn(trial, settings, alike)):
             place.on_stage(f"samples, {name_of(measure)}", done, 3 * len(settings.sizes))
             sampled.append(_sample(way, size, measure, gains, alike, drawn))
+        place.on_stage(f"samples, {name_of(measure)}", 3 * len(settings.sizes), 3 * len(settings.sizes))
         sampled.append(found)
     rows: list[tuple[Value, ...]] = [
         (
@@ -231,8 +232,8 @@ def _sentence(measure: str, sampled: Sequence[_Sampled], whole: tuple[float, flo
         if each.measure == measure and each.way == RANDOM:
             from_, to = each.range()
             parts.append(
-                f"of {each.size}, nine in ten samples gain {signed(from_)} to {signed(to)}, "
-                f"± {number(each.half_width)} each, and {each.found:.0%} find a gain"
+                f"{signed(from_)} to {signed(to)} with {each.size} users (± {number(each.half_width)} each, "
+                f"{each.found:.0%} find a gain)"
             )
     most = max(each.size for each in sampled if each.way == RANDOM)
     widths = {each.way: each for each in sampled if each.measure == measure and each.size == most}
@@ -241,8 +242,8 @@ def _sentence(measure: str, sampled: Sequence[_Sampled], whole: tuple[float, flo
         f"who are different {signed(mean(widths[DIFFERENT].gains))} ± {number(widths[DIFFERENT].half_width)}"
     )
     return (
-        f"{name_of(measure)}, all {users} users: gain {signed(value)} (95 % {number(low)} to {number(high)}). Samples "
-        f"{'; '.join(parts)}. {apart}."
+        f"{name_of(measure)}, all {users} users: gain {signed(value)} (95 % {number(low)} to {number(high)}). Nine in "
+        f"ten random samples gain {', '.join(parts)}. {apart}."
     )
 
 
