@@ -76,7 +76,8 @@ def groups_of(alike: FloatArray, size: int) -> list[list[int]]:
         group = [free[0]]
         if min(size, len(free)) > 1:
             pairs = [(a, b) for place, a in enumerate(free) for b in free[place + 1 :]]
-            group = list(max(pairs, key=lambda pair: float(alike[pair[0], pair[1]])))
+            most = max(pairs, key=lambda pair: float(alike[pair]))
+            group = list(most)
         while len(group) < min(size, len(free)):
             rest = [place for place in free if place not in group]
             group.append(max(rest, key=lambda place: float(alike[place, group].mean())))
