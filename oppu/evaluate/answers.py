@@ -15,7 +15,7 @@ from oppu.evaluate.results import Prediction
 from oppu.evaluate.significance import mean_interval
 from oppu.evaluate.study import Column, Value
 from oppu.evaluate.summary import TITLES, number, signed, title
-from oppu.evaluate.trial import known
+from oppu.evaluate.trial import count, known
 from oppu.records import Example, User
 from oppu.tasks import Task
 
@@ -160,7 +160,10 @@ class Gain:
     @property
     def told(self) -> str:
         """The text, and that it may be chance where it may."""
-        return self.text if self.is_certain else f"{self.text}, which may be chance"
+        if self.is_certain:
+            return self.text
+        few = f", with {count(self.users, 'user')} only" if self.low > 0 or self.high < 0 else ""
+        return f"{self.text}{few}, which may be chance"
 
 
 def gain(a: Sequence[Answer], b: Sequence[Answer]) -> Gain:

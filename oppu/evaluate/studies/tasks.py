@@ -8,7 +8,7 @@ All modules stand on one base, adapted to all tasks together on the tasks' held-
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,6 +100,7 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
     people, paired = _people(trials, settings.users)
     ways = _measured(settings, place, trials, people)
     measures = tuple(measure for kind in METRICS for measure in METRICS[kind] if _has(ways, measure))
+    firsts = {NLL, *(METRICS[kind][0] for kind in METRICS)}
     rows: list[tuple[Value, ...]] = []
     for way in ways:
         scores = scores_of(way.trial.task, way.answers)
@@ -124,7 +125,7 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
                 Column("task", "Task"),
                 Column("modules", "Modules"),
                 Column("items", "Items of each", 1),
-                *measure_columns((*measures, NLL)),
+                *(replace(column, brief=column.name in firsts) for column in measure_columns((*measures, NLL))),
                 *gain_columns("base", "base"),
                 *gain_columns("own", "one for each"),
             ),
