@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 
@@ -28,7 +28,7 @@ from oppu.model.engine import Progress
 from oppu.model.kinds import config_of, largest
 from oppu.model.module import Module, is_peft
 from oppu.model.tokens import encode
-from oppu.predict import Question, answer
+from oppu.predict import Question, answer, score_answers, score_labels
 from oppu.records import Example, Query, User, UserProfile
 from oppu.store import ModuleRecord, NewCheckpoint, Store
 from oppu.tasks import Task, find_task
@@ -40,6 +40,8 @@ USERS_TOGETHER = 16
 """Users whose questions are answered together, unless Machine.slots says otherwise."""
 _KEPT_TOGETHER = 16
 """Checkpoints in one transaction of the store; more would only take more memory."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,8 +279,60 @@ def answer_users(
     questions are answered.
     """
     machine = machine or Machine()
-    answers: dict[str, list[str]] = {}
+
+    def answered(questions: list[Question], virtual_tokens: int) -> list[str]:
+        return answer(
+            base,
+            plan.task,
+            questions,
+            max_tokens=min(plan.train.max_tokens, base.max_tokens),
+            tokens_per_pass=machine.tokens_per_pass,
+            virtual_tokens=virtual_tokens,
+            on_answer=lambda place, text: told(questions[place].example, text),
+        )
+
+    def told(example: Example, output: str) -> None:
+        on_answer(example.user_id, example.item_id, output)
+
+    return _with_modules(base, plan, users, store, profiles, machine, answered)
+
+
+def score_users(
+    base: Base,
+    plan: Plan,
+    users: Sequence[User],
+    store: Store | None,
+    profiles: Mapping[str, UserProfile] | None = None,
+    machine: Machine | None = None,
+) -> dict[str, list[float]]:
+    """log p of each question's own answer, by user, in order; asked as by `answer_users`.
+
+    Of a label or rating: among the allowed ones. Of a text: the mean over its tokens, its end among them.
+    """
+    machine = machine or Machine()
     limit = min(plan.train.max_tokens, base.max_tokens)
+
+    def scored(questions: list[Question], virtual_tokens: int) -> list[float]:
+        if plan.task.kind == "text":
+            return score_answers(base, questions, limit, machine.tokens_per_pass, virtual_tokens)
+        lines = score_labels(base, plan.task, questions, limit, machine.tokens_per_pass, virtual_tokens)
+        places = [plan.task.labels.index(str(question.example.answer)) for question in questions]
+        return [float(line[place]) for line, place in zip(lines.log_softmax(-1), places, strict=True)]
+
+    return _with_modules(base, plan, users, store, profiles, machine, scored)
+
+
+def _with_modules(
+    base: Base,
+    plan: Plan,
+    users: Sequence[User],
+    store: Store | None,
+    profiles: Mapping[str, UserProfile] | None,
+    machine: Machine,
+    use: Callable[[list[Question], int], list[T]],
+) -> dict[str, list[T]]:
+    """What `use(questions, virtual tokens)` says to every user's questions, with so many users' modules at a time."""
+    found: dict[str, list[T]] = {}
     together = machine.slots or USERS_TOGETHER
     for first in range(0, len(users), together):
         group = users[first : first + together]
@@ -293,25 +347,11 @@ def answer_users(
         for place, module in enumerate(modules):
             if module is not None:
                 bank.load(place, module)
-        asked = [(user.id, query.id) for user in group for query in user.queries]
-
-        def answered(place: int, output: str, asked: Sequence[tuple[str, str]] = asked) -> None:
-            on_answer(*asked[place], output)
-
         with bank.attach():
-            found = answer(
-                base,
-                plan.task,
-                questions,
-                max_tokens=limit,
-                tokens_per_pass=machine.tokens_per_pass,
-                virtual_tokens=shape.virtual_tokens,
-                on_answer=answered,
-            )
-        outputs = iter(found)
+            said = iter(use(questions, shape.virtual_tokens))
         for user in group:
-            answers[user.id] = [next(outputs) for _ in user.queries]
-    return answers
+            found[user.id] = [next(said) for _ in user.queries]
+    return found
 
 
 def _check_base(base: Base, record: ModuleRecord) -> None:

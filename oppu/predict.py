@@ -69,15 +69,59 @@ def score_labels(
     All labels of all questions of a user are branches of one packed row: a prompt is computed once.
     """
     branches = _branches(base, task, questions, max_tokens, virtual_tokens)
-    by_slot: dict[int, list[Encoded]] = {}
-    for question, labels in zip(questions, branches, strict=True):
-        by_slot.setdefault(question.slot, []).extend(labels)
-    found: dict[tuple[int, Encoded], float] = {}
     unanswered = dict(enumerate(branches))
-    lock = threading.Lock()
+    found: dict[tuple[int, Encoded], float] = {}
 
     def scores_of(place: int) -> list[float]:
         return [found[questions[place].slot, branch] for branch in branches[place]]
+
+    def tell(rows: Sequence[SlotRow]) -> None:
+        slots = {row.slot for row in rows}
+        for place, labels in list(unanswered.items()):
+            slot = questions[place].slot
+            if slot in slots and all((slot, branch) in found for branch in labels):
+                del unanswered[place]
+                on_answer(place, task.labels[int(torch.tensor(scores_of(place)).argmax())])
+
+    listed = [(question.slot, each) for question, labels in zip(questions, branches, strict=True) for each in labels]
+    _log_probs(base, listed, found, tokens_per_pass, tell)
+    return torch.tensor([scores_of(place) for place in range(len(questions))])
+
+
+def score_answers(
+    base: Base,
+    questions: Sequence[Question],
+    max_tokens: int = 2048,
+    tokens_per_pass: int | None = None,
+    virtual_tokens: int = 0,
+    on_done: Callable[[int], None] = lambda _: None,
+) -> list[float]:
+    """Mean log p of the tokens of each question's own answer, its end among them, given its prompt; in nats.
+
+    ModelError when an answer alone is longer than `max_tokens`.
+    """
+    encoded = encode(base.tokenizer, [question.example for question in questions], max_tokens - virtual_tokens)
+    listed = [
+        (question.slot, each.after_virtual(virtual_tokens if question.slot >= 0 else 0))
+        for question, each in zip(questions, encoded, strict=True)
+    ]
+    found: dict[tuple[int, Encoded], float] = {}
+    _log_probs(base, listed, found, tokens_per_pass, lambda rows: on_done(sum(len(row.examples) for row in rows)))
+    return [found[slot, each] / each.answer_tokens for slot, each in listed]
+
+
+def _log_probs(
+    base: Base,
+    listed: Sequence[tuple[int, Encoded]],
+    found: dict[tuple[int, Encoded], float],
+    tokens_per_pass: int | None,
+    on_rows: Callable[[Sequence[SlotRow]], None],
+) -> None:
+    """log p of each answer as a whole, into `found`, by slot and example; `on_rows(rows)`: these are in it now."""
+    by_slot: dict[int, list[Encoded]] = {}
+    for slot, example in listed:
+        by_slot.setdefault(slot, []).append(example)
+    lock = threading.Lock()
 
     def score(group: Sequence[SlotRow]) -> None:
         with torch.inference_mode():  # of this thread
@@ -86,18 +130,12 @@ def score_labels(
             for row in group:
                 for example in row.examples:
                     found[row.slot, example] = sum(next(log_probs) for _ in range(example.answer_tokens))
-            slots = {row.slot for row in group}
-            for place, labels in list(unanswered.items()):
-                slot = questions[place].slot
-                if slot in slots and all((slot, branch) in found for branch in labels):
-                    del unanswered[place]
-                    on_answer(place, task.labels[int(torch.tensor(scores_of(place)).argmax())])
+            on_rows(group)
 
     with workers_for(base.device) as workers:
         limit = tokens_per_pass or useful_tokens(base.device, workers.count)
-        rows = [row for slot, listed in by_slot.items() for row in rows_of(slot, listed, limit)]
+        rows = [row for slot, each in by_slot.items() for row in rows_of(slot, each, limit)]
         workers.map(score, list(passes(rows, limit // workers.count)))
-    return torch.tensor([scores_of(place) for place in range(len(questions))])
 
 
 def generate(

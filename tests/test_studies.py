@@ -79,9 +79,15 @@ def made_up(*arguments: object) -> Any:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
+def names_of_files() -> list[str]:
+    """Of the studies: each file is called as its study."""
+    files = sorted(path.stem for path in Path(str(studies.__file__)).parent.glob("*.py"))
+    return [name for name in files if name != "__init__"]
+
+
 def test_studies_are_listed_with_a_line_each() -> None:
     listed = " ".join(done("study").split())
-    assert [each.name for each in all_studies()] == ["efficiency", "power"]
+    assert [each.name for each in all_studies()] == names_of_files()
     for each in all_studies():
         assert f"{each.name} {each.source or '–'}" in listed
 
@@ -89,7 +95,7 @@ def test_studies_are_listed_with_a_line_each() -> None:
 def test_a_new_study_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "zzz_made.py").write_text("from test_studies import MADE as STUDY\n", encoding="utf-8")
     monkeypatch.setattr(studies, "__path__", [*studies.__path__, str(tmp_path)])
-    assert [each.name for each in all_studies()] == ["efficiency", "power", "made"]
+    assert [each.name for each in all_studies()] == [*names_of_files(), "made"]
 
 
 def test_the_fields_of_the_settings_are_options(tmp_path: Path) -> None:

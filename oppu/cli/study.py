@@ -105,6 +105,8 @@ def _parameter(each: "Field[Any]", kind: Any) -> inspect.Parameter:
     """A setting as an option; several values are one text with commas."""
     default = inspect.Parameter.empty if each.default is MISSING else each.default
     flag, text, least = _flag(each.name), each.metadata["help"], each.metadata["least"]
+    if kind is bool:
+        return _keyword(each.name, Annotated[kind, typer.Option(f"{flag}/--no-{flag[2:]}", help=text)], default)
     if _items(kind) is None:
         return _keyword(each.name, Annotated[kind, typer.Option(flag, help=text, min=least)], default)
     if isinstance(default, tuple):

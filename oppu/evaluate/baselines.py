@@ -76,15 +76,16 @@ def _answers(task: Task, history: Iterable[HistoryItem]) -> list[str]:
     """The labels that a history's items were given, oldest first; items without one of the labels are passed over."""
     filled = ((task.form_for(item.fields), item) for item in history)
     texts = [form.answer.format_map(item.fields) for form, item in filled if form is not None]
-    return [label for text in texts if (label := _as_label(task, text)) is not None]
+    return [label for text in texts if (label := as_label(task, text)) is not None]
 
 
 def _golds(task: Task, user: User) -> list[str]:
     texts = [query.gold for query in user.queries if query.gold is not None]
-    return [label for text in texts if (label := _as_label(task, text)) is not None]
+    return [label for text in texts if (label := as_label(task, text)) is not None]
 
 
-def _as_label(task: Task, text: str) -> str | None:
+def as_label(task: Task, text: str) -> str | None:
+    """The label that a text is; None where it is none."""
     text = text.strip()
     if text in task.labels:
         return text

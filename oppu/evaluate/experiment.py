@@ -139,6 +139,7 @@ def run(
     *,
     profiles: Mapping[str, UserProfile] | None = None,
     fresh: bool = False,
+    report: bool = True,
     command: str = "",
     machine: Machine | None = None,
     device: str = AUTO,
@@ -149,6 +150,7 @@ def run(
     `profiles`: what may be shown of users and held-out users, for the methods with a profile; where it has changed,
     these methods are run again, and no others. None: for the columns of Table 1 they are made as `oppu profile` does by
     default, and kept in the run's store; no other method may need them.
+    `report`: False leaves report.html out.
     """
     users = longest_histories(dataset.users, experiment.users)
     unlabelled = [q.id for user in users for q in user.queries if q.gold is None]
@@ -162,7 +164,7 @@ def run(
     find_dtype(experiment.dtype, find_device(device))
     if experiment.quantize is not None:
         check_quantization(experiment.quantize)
-    fingerprint = _run_fingerprint(experiment, users, dataset.base_users)
+    fingerprint = run_fingerprint(experiment, users, dataset.base_users)
     everyone = (*users, *dataset.base_users)
     wanted = {
         (name, k): _cell_fingerprint(fingerprint, experiment.method_of(name, k), everyone, profiles, way)
@@ -183,7 +185,8 @@ def run(
     cells += [finished[column] for column in columns]
     config = _config(experiment, command, profiles)
     write_results(out, experiment.task, config, cells)
-    write_report(out, experiment.task, config, cells, {user.id: len(user.history) for user in users})
+    if report:
+        write_report(out, experiment.task, config, cells, {user.id: len(user.history) for user in users})
     return tuple(cells)
 
 
@@ -321,7 +324,7 @@ def _baseline(name: str, predictions: Sequence[Prediction]) -> Cell:
     return Cell(name, 0, tuple(predictions), 0.0)
 
 
-def _run_fingerprint(
+def run_fingerprint(
     experiment: Experiment,
     users: Sequence[User],
     base_users: Sequence[User],

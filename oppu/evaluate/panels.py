@@ -22,6 +22,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 _PANEL_PX = (400, 270)
 _IN_A_ROW = 4
 """Entries of a legend."""
+_APART = 0.14
+"""Between dots at one place, where places are 1 apart."""
 _IN_FILE = """<style>
 svg { --paper: #fdfdfb; color: #1f2328; background: var(--paper); }
 @media (prefers-color-scheme: dark) { svg { --paper: #15171a; color: #e3e4e3; } }
@@ -65,8 +67,13 @@ def lines_of(
     log_x: bool = False,
     top: float | None = None,
     level: float | None = None,
+    from_zero: bool = True,
 ) -> Callable[[Any], None]:
-    """Draws series from zero on; `top`: the greatest y of the axis; `level`: a thin line across."""
+    """Draws series from zero on, or from below where a value is.
+
+    `top`: the greatest y of the axis. `level`: a thin line across. `from_zero`: False for values that lie close
+    together: the axis then shows their span.
+    """
 
     def draw(axes: Any) -> None:
         for place, each in enumerate(series):
@@ -83,22 +90,42 @@ def lines_of(
             axes.axhline(level, color=LINE_COLOR, linewidth=0.8)
         if log_x:
             _log_axis(axes, sorted({x for each in series for x in each.x}))
-        highest = max(y for each in series for y in (*each.y, *(high for _, high in each.ranges)))
-        axes.set_ylim(0, top if top is not None else 1.08 * highest or 1.0)
+        if from_zero:
+            values = [y for each in series for y in (*each.y, *(end for pair in each.ranges for end in pair))]
+            axes.set_ylim(1.08 * min(0.0, *values), top if top is not None else 1.08 * max(0.0, *values) or 1.0)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.grid(axis="y")
-        if any(each.label for each in series):  # above the plot, where no line runs
-            axes.legend(
-                loc="lower left",
-                bbox_to_anchor=(0, 1),
-                ncols=_IN_A_ROW,
-                frameon=False,
-                handletextpad=0.1,
-                columnspacing=1.2,
-                borderaxespad=0,
-                borderpad=0.3,
-            )
+        _legend(axes, series)
+
+    return draw
+
+
+def marks_of(
+    series: Sequence[Series], names: Sequence[str], y_label: str, *, level: float | None = None
+) -> Callable[[Any], None]:
+    """Draws series over named places, an x of 0 being the first: dots with their ranges, side by side at a place.
+
+    `level`: a thin line across. The axis begins at zero, or below where a value does.
+    """
+
+    def draw(axes: Any) -> None:
+        for place, each in enumerate(series):
+            color, marker = COLORS[place % len(COLORS)], MARKERS[place % len(MARKERS)]
+            beside = [x + _APART * (place - (len(series) - 1) / 2) for x in each.x]
+            for x, (low, high) in zip(beside, each.ranges, strict=False):
+                axes.plot([x, x], [low, high], color=color, linewidth=1.4, alpha=0.7)
+            axes.plot(beside, each.y, marker, markersize=5.5, color=color, label=each.label)
+        if level is not None:
+            axes.axhline(level, color=LINE_COLOR, linewidth=0.8)
+        values = [y for each in series for y in (*each.y, *(end for pair in each.ranges for end in pair))]
+        lowest, highest = min(0.0, *values), max(0.0, *values, *([] if level is None else [level]))
+        axes.set_ylim(1.08 * lowest, 1.08 * highest or 1.0)
+        axes.set_xticks(range(len(names)), names)
+        axes.set_xlim(-0.5, len(names) - 0.5)
+        axes.set_ylabel(y_label)
+        axes.grid(axis="y")
+        _legend(axes, series)
 
     return draw
 
@@ -140,6 +167,21 @@ def within_page(name: str, file: str, where: Path) -> str:
     if not own_style or _FOREIGN.search(file):
         raise DataError(["its figure is not one that a study wrote"], where=str(where), fix="run the study again")
     return inline(name, head + rest)
+
+
+def _legend(axes: Any, series: Sequence[Series]) -> None:
+    """Above the plot, where no line runs; none where nothing has a label."""
+    if any(each.label for each in series):
+        axes.legend(
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            ncols=_IN_A_ROW,
+            frameon=False,
+            handletextpad=0.1,
+            columnspacing=1.2,
+            borderaxespad=0,
+            borderpad=0.3,
+        )
 
 
 def _log_axis(axes: Any, ticks: Sequence[float]) -> None:

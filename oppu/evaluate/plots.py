@@ -193,5 +193,6 @@ def inline(name: str, svg: str) -> str:
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", svg)
     svg = re.sub(r'\bid="([^"]*)"', rf'id="{name}-\1"', svg)
-    svg = re.sub(r'(?:xlink:)?href="#([^"]*)"', rf'href="#{name}-\1"', svg)
+    svg = re.sub(r'\bxlink:href="', 'href="', svg)
+    svg = re.sub(r'\bhref="#([^"]*)"', rf'href="#{name}-\1"', svg)
     return re.sub(r"url\(#([^)]*)\)", rf"url(#{name}-\1)", svg).strip()

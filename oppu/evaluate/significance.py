@@ -128,6 +128,23 @@ def score_by_user(task: Task, predictions: Sequence[Prediction], metric: str) ->
     return dict(zip(users, from_sums(metric, sums).tolist(), strict=True))
 
 
+def mean_interval(
+    users: Sequence[str],
+    values: Sequence[float],
+    samples: int = SAMPLES,
+    seed: int = SEED,
+    level: float = LEVEL,
+) -> tuple[float, float]:
+    """Percentile interval of the mean over questions, by resampling users; `users`: whose question each value is of."""
+    index = {user: row for row, user in enumerate(sorted(set(users)))}
+    sums = np.zeros((len(index), 2))
+    np.add.at(sums, [index[user] for user in users], [(value, 1.0) for value in values])
+    if len(sums) < 2:
+        return math.nan, math.nan
+    resampled = _resample(sums, samples, seed)
+    return _percentiles(resampled[:, 0] / resampled[:, 1], level)
+
+
 def _sums_by_user(task: Task, predictions: Sequence[Prediction], metric: str) -> tuple[list[str], FloatArray]:
     """Users in order of their ids, and the metric's statistics summed over each one's queries, `[users, M]`."""
     users = sorted({p.user_id for p in predictions})

@@ -30,6 +30,8 @@ from oppu.store.files import make_folders, os_errors, write_atomically
 Value = str | int | float | None
 
 _KEPT = "measurements"
+RUNS, STORE = "runs", "store"
+"""Folders in which studies that train keep what they have finished."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +205,8 @@ def _prepare(study: Study, out: Path, fresh: bool) -> None:
                 f"holds something else than the study '{study.name}'", where=str(out), fix="use another --out"
             )
         if fresh:
-            shutil.rmtree(out / _KEPT, ignore_errors=True)
+            for part in (_KEPT, RUNS, STORE):
+                shutil.rmtree(out / part, ignore_errors=True)
             for file in files:
                 file.unlink(missing_ok=True)
     write_atomically(record, content)

@@ -57,11 +57,14 @@ def answer_log_probs(
     model: PreTrainedModel,
     rows: Sequence[SlotRow],
     body: Callable[[Sequence[SlotRow]], torch.Tensor] | None = None,
+    *,
+    learn_head: bool = False,
 ) -> torch.Tensor:
     """log p of each answer token given what stands before it in its own sequence.
 
     [M] float32, row by row, example by example, token by token. Differentiable where the bank is attached.
     `body`: gives the output [N, D] of the model's body for the rows, where there is a shorter way than all its layers.
+    `learn_head`: differentiable in the head's own weights, too, for which the logits of all answer tokens are held.
     """
     parents: list[int] = []
     targets: list[int] = []
@@ -75,7 +78,7 @@ def answer_log_probs(
     kept, which = torch.unique(torch.tensor(parents, device=model.device), return_inverse=True)
     chosen = torch.tensor(targets, device=model.device)
     packed, slots = [r.row for r in rows], [r.slot for r in rows]
-    head = plain_head(model)
+    head = None if learn_head else plain_head(model)
     if head is None:
         return packed_logits(model, packed, slots, kept).float().log_softmax(-1)[which, chosen]
     with use_layout(PackedLayout(packed, slots, model.device, model.dtype)):
