@@ -38,7 +38,7 @@ _LOG = logging.getLogger("oppu.personalize")
 
 USERS_TOGETHER = 16
 """Users whose questions are answered together, unless Machine.slots says otherwise."""
-_KEPT_TOGETHER = 16
+KEPT_TOGETHER = 16
 """Checkpoints in one transaction of the store; more would only take more memory."""
 
 T = TypeVar("T")
@@ -402,7 +402,7 @@ def _keep(
     under_way: Iterator[tuple[str, Checkpoint]],
 ) -> None:
     """Put everyone who is under way into the store; where that fails the training goes on."""
-    while some := list(islice(under_way, _KEPT_TOGETHER)):
+    while some := list(islice(under_way, KEPT_TOGETHER)):
         new = [
             NewCheckpoint(
                 user_id,

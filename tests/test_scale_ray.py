@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,17 @@ import pytest
 import torch
 from deadly import DeadlyProfiles
 from shell import World, refused
+from store_samples import module_folders
 from toys import COLOUR, FAST, colour_user, colour_users, tiny_base_folder
 
 from oppu.errors import ConfigError, ModelError
+from oppu.examples import training_examples
 from oppu.model.base import load_base
-from oppu.personalize import Plan, personalize
+from oppu.model.checkpoint import checkpoint_bytes, read_checkpoint
+from oppu.personalize import Plan, personalize, training_fingerprint
 from oppu.scale.cluster import Cluster, Team, addresses, team_for
 from oppu.scale.ray import StorePlace, Work, personalize_on_ray
-from oppu.store import Store
+from oppu.store import NewCheckpoint, Store
 from oppu.train import Machine
 
 PLAN = Plan(COLOUR, FAST)
@@ -90,6 +94,33 @@ def test_a_user_who_kills_every_worker_is_given_up_and_the_others_are_trained(
     )
     with Store(tmp_path / "store") as store:
         assert [(r.user_id, r.version) for r in store.modules()] == [(user, 1) for user in "abcd"]
+
+
+@pytest.mark.slow
+def test_a_worker_goes_on_with_whom_a_run_elsewhere_left_under_way(ray: Any, folder: Path, tmp_path: Path) -> None:
+    user, base = colour_user("a", 8), load_base(str(folder))
+    passes = iter(range(2))
+
+    def interrupt(_: object) -> None:
+        if next(passes, None) is None:
+            raise InterruptedError
+
+    place = ("a", COLOUR.name, PLAN.setting.name, base.fingerprint)
+    fingerprint = training_fingerprint(base, PLAN, training_examples(COLOUR, user))
+    with Store(tmp_path / "store") as store:
+        with pytest.raises(InterruptedError):
+            list(personalize(store, base, PLAN, [user], machine=Machine(1, checkpoint_s=0), on_progress=interrupt))
+        data = store.checkpoint(*place, fingerprint)
+        assert data is not None
+        kept = read_checkpoint(data, fingerprint)
+        marked = replace(kept, losses=(123.0, *kept.losses[1:]))  # by which it is known again
+        store.put_checkpoints([NewCheckpoint(*place, fingerprint, checkpoint_bytes(marked, fingerprint))])
+    (result,) = personalize_on_ray(work_in(tmp_path / "store", folder), [user], Cluster(workers=1))
+    assert result.record is not None
+    losses = result.record.training["losses"]
+    assert (losses[:2], len(losses)) == ([123.0, kept.losses[1]], 4)
+    with Store(tmp_path / "store") as store:
+        assert module_folders(store, "checkpoints") == []
 
 
 @pytest.mark.slow

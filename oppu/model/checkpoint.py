@@ -27,9 +27,9 @@ class Checkpoint:
     losses: tuple[float, ...]
     """Of each step."""
     held_out_losses: tuple[float, ...] = ()
-    """After each epoch, where there is an early stop."""
+    """Before the first epoch and after each, where there is an early stop."""
     best: torch.Tensor | None = None
-    """[P] the module of the epoch with the least of them."""
+    """[P] the module with the least of them."""
     seconds: float = 0.0
     """From the first step to this one, without the time between a kill and the next run."""
 
