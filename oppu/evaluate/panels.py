@@ -89,7 +89,7 @@ def lines_of(
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.grid(axis="y")
-        _legend(axes, series)
+        legend_above(axes)
 
     return draw
 
@@ -118,7 +118,7 @@ def marks_of(
         axes.set_xlim(-0.5, len(names) - 0.5)
         axes.set_ylabel(y_label)
         axes.grid(axis="y")
-        _legend(axes, series)
+        legend_above(axes)
 
     return draw
 
@@ -154,9 +154,9 @@ def figure_svg(name: str, panels: Sequence[Panel]) -> str:
     return re.sub(r"<svg([^>]*)>", rf'<svg xmlns="http://www.w3.org/2000/svg"\1>\n{_IN_FILE}', text, count=1) + "\n"
 
 
-def _legend(axes: Any, series: Sequence[Series]) -> None:
-    """Above the plot, where no line runs; none where nothing has a label."""
-    if any(each.label for each in series):
+def legend_above(axes: Any) -> None:
+    """A legend above the plot, where no line runs; none where nothing has a label."""
+    if axes.get_legend_handles_labels()[1]:
         axes.legend(
             loc="lower left",
             bbox_to_anchor=(0, 1),
