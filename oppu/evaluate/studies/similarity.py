@@ -227,7 +227,8 @@ _NOTES = (
     "Parameters of LoRA: the mean over a module's tensors of their cosine similarity, as in the paper (appendix G). "
     "Half of the tensors (a) begin at random numbers, here each user's own, and move little, so they are unlike "
     "whatever the users do; from one beginning for all they would be alike. The paper does not say how its modules "
-    "begin. Updates of LoRA: what a module adds to the base's weights (b a); it lies in the directions of a, and so is unlike, too.",
+    "begin. Updates of LoRA: what a module adds to the base's weights (b a); it lies in the directions of "
+    "a, and so is unlike, too.",
     "Cores of LoRA-XS: the cosine similarity of all parameters. They begin at zero, between frozen halves that are the "
     "same for all users, so that only what was learnt differs. The heat maps show these.",
     "Spread: the standard deviation over pairs; its interval is from drawing users with replacement, a user beside "
