@@ -81,8 +81,11 @@ def lines_of(
             axes.plot(each.x, each.y, marker, markersize=5, color=color, label=each.label)
         if level is not None:
             axes.axhline(level, color=LINE_COLOR, linewidth=0.8)
+        ticks = sorted({x for each in series for x in each.x})
         if log_x:
-            _log_axis(axes, sorted({x for each in series for x in each.x}))
+            _log_axis(axes, ticks)
+        elif all(float(x).is_integer() for x in ticks):  # half an item is none
+            axes.locator_params(axis="x", integer=True)
         if from_zero:
             values = [y for each in series for y in (*each.y, *(end for pair in each.ranges for end in pair))]
             axes.set_ylim(1.08 * min(0.0, *values), top if top is not None else 1.08 * max(0.0, *values) or 1.0)
