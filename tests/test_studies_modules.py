@@ -113,7 +113,8 @@ def test_similarities_are_those_of_the_stored_modules(similarity: Path) -> None:
     assert list(found) == ["note_filing", "subject_line"]
     for name, each in found.items():
         assert len(each["users"]) == ALIKE
-        modules = tensors_of(run_folder(similarity, name), name, each["users"])
+        modules = tensors_of(run_folder(similarity, f"{name}-lora-plain"), name, each["users"])
+        cores = [m["cores"].ravel() for m in tensors_of(run_folder(similarity, f"{name}-lora-xs"), name, each["users"])]
         layers = sorted(key.removesuffix(".lora_A.weight") for key in modules[0] if key.endswith("lora_A.weight"))
         updates = [
             np.concatenate([(m[f"{layer}.lora_B.weight"] @ m[f"{layer}.lora_A.weight"]).ravel() for layer in layers])
@@ -123,6 +124,8 @@ def test_similarities_are_those_of_the_stored_modules(similarity: Path) -> None:
             for j in range(ALIKE):
                 wanted = updates[i] @ updates[j] / np.linalg.norm(updates[i]) / np.linalg.norm(updates[j])
                 assert each["updates"][i][j] == pytest.approx(wanted, abs=1e-5)
+                alike = cores[i] @ cores[j] / np.linalg.norm(cores[i]) / np.linalg.norm(cores[j])
+                assert each["cores"][i][j] == pytest.approx(alike, abs=1e-5)
                 assert each["parameters"][i][j] == pytest.approx(as_in_the_paper(modules[i], modules[j]), abs=1e-5)
         assert each["updates"][0][1] != pytest.approx(each["parameters"][0][1], abs=1e-3)
 
@@ -137,7 +140,7 @@ def test_the_table_has_mean_spread_and_ends_over_pairs(similarity: Path) -> None
     found = numbers_of(similarity)["similarity"]
     rows = rows_of(similarity)
     assert [(row["task"], row["compared"]) for row in rows] == [
-        (name, what) for name in ("note_filing", "subject_line") for what in ("updates", "parameters")
+        (name, what) for name in ("note_filing", "subject_line") for what in ("cores", "updates", "parameters")
     ]
     for row in rows:
         matrix = found[row["task"]][row["compared"]]
@@ -150,9 +153,9 @@ def test_the_table_has_mean_spread_and_ends_over_pairs(similarity: Path) -> None
 
 def test_the_page_has_a_heat_map_for_each_task_and_both_distributions(similarity: Path) -> None:
     page = Page((similarity / "report.html").read_text(encoding="utf-8"))
-    assert page.plots == 4
+    assert page.plots == 5
     text = page_text(similarity)
-    assert "Spread over pairs, updates: note_filing (labels)" in text
+    assert "Spread over pairs, cores of LoRA-XS: note_filing (labels)" in text
     assert "subject_line (text)" in text
     svg = (similarity / "similarity.svg").read_text(encoding="utf-8")
     assert svg.count("data:image/png") >= 2
@@ -163,7 +166,7 @@ def test_one_task_of_ones_own_is_looked_at_alone_and_two_must_differ(place: Path
     text = sample_tasks()[1]
     mine = ("--task", text.task, "--data", text.data, "--no-adapt", "--users", 2)
     out = ran("similarity", tmp_path, *mine)
-    assert [row["task"] for row in rows_of(out)] == ["subject_line"] * 2
+    assert [row["task"] for row in rows_of(out)] == ["subject_line"] * 3
     assert rows_of(out)[0]["spread_low"] == ""  # two users are one pair
     command = ("study", "similarity", "--base", tmp_path / "tiny", "--out", tmp_path / "other")
     assert "belong together" in refused(*command, "--other-task", text.task)

@@ -88,15 +88,18 @@ def lines_of(
             axes.plot(each.x, each.y, marker, markersize=5, color=color, label=each.label)
         if level is not None:
             axes.axhline(level, color=LINE_COLOR, linewidth=0.8)
+        ticks = sorted({x for each in series for x in each.x})
         if log_x:
-            _log_axis(axes, sorted({x for each in series for x in each.x}))
+            _log_axis(axes, ticks)
+        elif all(float(x).is_integer() for x in ticks):  # half an item is none
+            axes.locator_params(axis="x", integer=True)
         if from_zero:
             values = [y for each in series for y in (*each.y, *(end for pair in each.ranges for end in pair))]
             axes.set_ylim(1.08 * min(0.0, *values), top if top is not None else 1.08 * max(0.0, *values) or 1.0)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.grid(axis="y")
-        _legend(axes, series)
+        legend_above(axes)
 
     return draw
 
@@ -125,7 +128,7 @@ def marks_of(
         axes.set_xlim(-0.5, len(names) - 0.5)
         axes.set_ylabel(y_label)
         axes.grid(axis="y")
-        _legend(axes, series)
+        legend_above(axes)
 
     return draw
 
@@ -169,9 +172,9 @@ def within_page(name: str, file: str, where: Path) -> str:
     return inline(name, head + rest)
 
 
-def _legend(axes: Any, series: Sequence[Series]) -> None:
-    """Above the plot, where no line runs; none where nothing has a label."""
-    if any(each.label for each in series):
+def legend_above(axes: Any) -> None:
+    """A legend above the plot, where no line runs; none where nothing has a label."""
+    if axes.get_legend_handles_labels()[1]:
         axes.legend(
             loc="lower left",
             bbox_to_anchor=(0, 1),

@@ -1,8 +1,9 @@
 """How alike users' modules are: cosine similarities of their parameters, and of what they add to the base's weights.
 
-A LoRA module's parameters are a and b of each layer, but the base sees their product alone: other factors with the same
-product are the same module. And a begins at random for each user, so two users' parameters are unlike at first.
-Glossary: N users, L layers, R rank, I/O in/out features.
+LoRA's a begins at random for each user and moves little. So two users' parameters are unlike, and so are their updates
+b a, whose rows lie in the few directions of a: two users with the same gradients have a cosine of about R / I. Only
+modules in the same frame are comparable, such as LoRA-XS's cores, whose frozen halves are the base's own.
+Glossary: N users, R rank, I/O in/out features.
 """
 
 from collections.abc import Mapping, Sequence

@@ -187,7 +187,7 @@ def shown(value: Value, column: Column) -> str:
         return "–"
     if isinstance(value, str) or column.digits is None:
         return f"{value:,}" if isinstance(value, int) else str(value)
-    return f"{value:,.{column.digits}f}".replace("-", "−")
+    return f"{round(value, column.digits) + 0.0:,.{column.digits}f}".replace("-", "−")  # no −0.000
 
 
 def is_number(table: Table, place: int) -> bool:

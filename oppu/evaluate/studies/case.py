@@ -167,6 +167,7 @@ def _panels(
         colors = [BETTER_COLOR if gain > 0 else WORSE_COLOR for gain in gains]
         axes.bar(range(1, len(gains) + 1), gains, color=colors, width=0.8)
         axes.axhline(0, color=LINE_COLOR, linewidth=0.8)
+        axes.locator_params(axis="x", integer=True)
         axes.set_xlabel("questions, greatest gain first")
         axes.set_ylabel("gain in log p of the true answer")
         axes.grid(axis="y")

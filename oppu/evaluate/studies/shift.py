@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from oppu.evaluate.comparisons import score_cells
 from oppu.evaluate.metrics import primary_metric
-from oppu.evaluate.panels import COLORS, Panel, marks_of
+from oppu.evaluate.panels import COLORS, Panel, legend_above, marks_of
 from oppu.evaluate.results import Cell
 from oppu.evaluate.study import Column, Outcome, Study, Table, Value, Workplace, option
 from oppu.evaluate.summary import number, title
@@ -178,7 +178,7 @@ def _histogram(relevance: Relevance, kept: Mapping[str, Mapping[str, Sequence[in
             axes.hist(values[name], edges, histtype="step", color=color, linewidth=1.4, label=name)
         axes.set_xlabel("cosine similarity to the nearest question")
         axes.set_ylabel("items")
-        axes.legend(loc="upper right", frameon=False)
+        legend_above(axes)
 
     return Panel("Relevance of the items", draw)
 

@@ -1,7 +1,7 @@
 """Similarities of users' modules (Figures 7 and 9, appendix B.1): heat maps and distributions, by task.
 
-The paper compares parameters. They depend on where each user's module began; so what the modules add to the base's
-weights is compared as well, which does not (oppu/evaluate/similarity.py).
+The paper compares parameters of LoRA. They depend on where each user's module began; so LoRA-XS modules of the same
+users, which share their frozen halves, are compared as well (oppu/evaluate/similarity.py).
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oppu.errors import ConfigError
-from oppu.evaluate.panels import COLORS, Panel
+from oppu.evaluate.panels import COLORS, Panel, legend_above
 from oppu.evaluate.study import Column, Outcome, Study, Table, Value, Workplace, option
 from oppu.evaluate.summary import number
 from oppu.evaluate.trial import TrainingSettings, Trial, count, known, on_sample, open_trial
@@ -19,7 +19,8 @@ from oppu.records import Dataset
 if TYPE_CHECKING:
     from oppu.evaluate.similarity import Floats, Tensors
 
-UPDATES, PARAMETERS = "updates", "parameters"
+CORES, UPDATES, PARAMETERS = "cores", "updates", "parameters"
+_WORDS = {CORES: "cores of LoRA-XS", UPDATES: "updates of LoRA", PARAMETERS: "parameters of LoRA"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class _Found:
     trial: Trial
     users: tuple[str, ...]
     similarity: "dict[str, Floats]"
-    """Of UPDATES and of PARAMETERS, [N, N]."""
+    """Of CORES, UPDATES and PARAMETERS, [N, N]."""
 
     @property
     def name(self) -> str:
@@ -82,15 +83,24 @@ def _tasks(settings: Settings) -> list[Settings]:
 def _similarities(trial: Trial) -> _Found:
     """The users' modules without anything in their prompts, compared two by two."""
     from oppu.evaluate.similarity import parameter_similarity, update_similarity
+    from oppu.model.kinds import LoraConfig, LoraXsConfig
 
     users = [user for user in trial.dataset.users if user.history]
     if len(users) < 2:
         raise ConfigError("one user alone has nobody to be like", where=f"task {trial.task.name}", fix="use --users 8")
     # modules do not depend on the questions, so one of each user is asked
     asked = Dataset(tuple(replace(user, queries=user.queries[:1]) for user in users), trial.dataset.base_users)
-    store = trial.run(trial.task.name, ("oppu",), dataset=asked).stores["oppu-k0"]
-    modules = _modules(trial, store, [user.id for user in users])
-    similarity = {UPDATES: update_similarity(modules), PARAMETERS: parameter_similarity(modules)}
+    rank = trial.settings.rank if trial.settings.rank is not None else LoraConfig().rank
+    modules = {}
+    for config in (LoraConfig(rank, rank), LoraXsConfig(rank, rank)):
+        personal = replace(trial.recipe.personal, module=config)
+        ran = trial.run(f"{trial.task.name}-{config.kind}", ("oppu",), dataset=asked, personal=personal)
+        modules[config.kind] = _modules(trial, ran.stores["oppu-k0"], [user.id for user in users])
+    similarity = {
+        CORES: parameter_similarity(modules["lora-xs"]),
+        UPDATES: update_similarity(modules["lora"]),
+        PARAMETERS: parameter_similarity(modules["lora"]),
+    }
     return _Found(trial, tuple(user.id for user in users), similarity)
 
 
@@ -114,18 +124,17 @@ def _listed(found: _Found) -> dict[str, list[list[float]]]:
 def _panels(found: Sequence[_Found]) -> tuple[Panel, ...]:
     from oppu.evaluate.similarity import of_pairs
 
-    pairs = {what: {each.name: of_pairs(each.similarity[what]) for each in found} for what in (UPDATES, PARAMETERS)}
-    ends = [float(edge) for values in pairs[UPDATES].values() for edge in (values.min(), values.max())]
+    pairs = {what: {each.name: of_pairs(each.similarity[what]) for each in found} for what in _WORDS}
+    ends = [float(edge) for values in pairs[CORES].values() for edge in (values.min(), values.max())]
     heats = [
         Panel(
-            f"{each.trial.task.title}: updates",
-            _heat(each.similarity[UPDATES], each.users, min(ends), max(ends)),
+            f"{each.trial.task.title}: {CORES}",
+            _heat(each.similarity[CORES], each.users, min(ends), max(ends)),
             f"{count(len(each.users), 'user')}, longest histories first; of oneself nothing is shown.",
         )
         for each in found
     ]
-    shown = [(UPDATES, "what modules add to the weights"), (PARAMETERS, "their parameters")]
-    spreads = [Panel(f"Every two users: {words}", _distribution(pairs[what])) for what, words in shown]
+    spreads = [Panel(f"Every two users: {words}", _distribution(pairs[what])) for what, words in _WORDS.items()]
     return (*heats, *spreads)
 
 
@@ -159,7 +168,7 @@ def _distribution(pairs: "dict[str, Floats]") -> Any:
             axes.hist(each, edges, weights=np.full(len(each), 1 / len(each)), histtype="step", color=color, label=name)
         axes.set_xlabel("cosine similarity")
         axes.set_ylabel("share of pairs")
-        axes.legend(loc="upper right", frameon=False)
+        legend_above(axes)
 
     return draw
 
@@ -184,7 +193,7 @@ def _table(found: Sequence[_Found]) -> Table:
     )
     rows: list[tuple[Value, ...]] = []
     for each in found:
-        for what in (UPDATES, PARAMETERS):
+        for what in _WORDS:
             pairs = of_pairs(each.similarity[what])
             ends = map(known, spread_interval(each.similarity[what]))
             numbers = (float(pairs.mean()), float(pairs.std()), *ends, float(pairs.min()), float(pairs.max()))
@@ -198,27 +207,30 @@ def _sentences(found: Sequence[_Found]) -> tuple[str, ...]:
     sentences = []
     for each in found:
         parts = []
-        for what in (UPDATES, PARAMETERS):
+        for what, words in _WORDS.items():
             pairs = of_pairs(each.similarity[what])
-            parts.append(f"of {what} {number(pairs.mean())}, from {number(pairs.min())} to {number(pairs.max())}")
-        sentences.append(f"{each.trial.task.title} ({each.kind}): mean similarity {'; '.join(parts)}.")
+            parts.append(f"of {words} {number(pairs.mean())}, from {number(pairs.min())} to {number(pairs.max())}")
+        sentences.append(f"{each.name} ({each.kind}): mean similarity {'; '.join(parts)}.")
     if len(found) > 1:
-        for what in (UPDATES, PARAMETERS):
+        for what, words in _WORDS.items():
             spreads = []
             for each in found:
                 matrix = each.similarity[what]
                 low, high = spread_interval(matrix)
                 spread = number(of_pairs(matrix).std())
                 spreads.append(f"{each.name} ({each.kind}) {spread} (95 % {number(low)} to {number(high)})")
-            sentences.append(f"Spread over pairs, {what}: {' and '.join(spreads)}.")
+            sentences.append(f"Spread over pairs, {words}: {' and '.join(spreads)}.")
     return tuple(sentences)
 
 
 _NOTES = (
-    "Parameters: the mean over a module's tensors of their cosine similarity, as in the paper (appendix G). Half of "
-    "the tensors (a) begin at random numbers, here each user's own, and training changes them little: they are unlike "
-    "even where two modules do the same. The paper does not say how its modules begin; from one start for all, these "
-    "tensors would be alike. Updates: what a module adds to the base's weights (b a of each layer), wherever it began.",
+    "Parameters of LoRA: the mean over a module's tensors of their cosine similarity, as in the paper (appendix G). "
+    "Half of the tensors (a) begin at random numbers, here each user's own, and move little, so they are unlike "
+    "whatever the users do; from one beginning for all they would be alike. The paper does not say how its modules "
+    "begin. Updates of LoRA: what a module adds to the base's weights (b a); it lies in the directions of "
+    "a, and so is unlike, too.",
+    "Cores of LoRA-XS: the cosine similarity of all parameters. They begin at zero, between frozen halves that are the "
+    "same for all users, so that only what was learnt differs. The heat maps show these.",
     "Spread: the standard deviation over pairs; its interval is from drawing users with replacement, a user beside "
     "itself left out.",
 )
@@ -226,7 +238,7 @@ _NOTES = (
 STUDY = Study(
     name="similarity",
     title="Similarity of modules",
-    summary="how alike users' modules are: heat map and distribution, labels against text",
+    summary="how alike users' modules are: heat maps and distributions",
     help="""Train modules for the users of one or two tasks and compare them two by two (Figures 7 and 9).
 
     Example: `oppu study similarity --out runs/out/similarity --users 6`""",
