@@ -245,7 +245,11 @@ def _paying(settings: Settings, found: _Found, of_interval: Sequence[float], who
     enough = len(list(takewhile(lambda share: share >= settings.keep, kept)))  # at least 1: fresh modules lose nothing
     interval = enough * settings.block
     longest = " (the longest that was looked at)" if enough == len(kept) else ""
-    what = f"{settings.keep:.0%} of the gain" if whole.is_certain else f"If it is not, {settings.keep:.0%} of the gain"
+    what = (
+        f"{settings.keep:.0%} of the gain"
+        if whole.is_certain
+        else f"If the gain is no chance, {settings.keep:.0%} of it"
+    )
     return (
         f"{what} is kept by a refresh every {count(interval, 'item')}{longest}: it keeps "
         f"{kept[enough - 1]:.0%} and trains {found.learnt / interval:.1f} items for each new one, against "
