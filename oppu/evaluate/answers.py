@@ -168,8 +168,8 @@ class Gain:
         """The text, and that it may be chance where it may."""
         if self.is_certain:
             return self.text
-        few = f", with {count(self.users, 'user')} only" if self.low > 0 or self.high < 0 else ""
-        return f"{self.text}{few}, which may be chance"
+        few = f" with {count(self.users, 'user')} only" if self.low > 0 or self.high < 0 else ""
+        return f"{self.text}, which may be chance{few}"
 
 
 def gain(a: Sequence[Answer], b: Sequence[Answer]) -> Gain:

@@ -180,12 +180,14 @@ def _sentence(trial: Trial, conflict: str, settings: Settings, cases: Sequence[_
     most = max(settings.shares)
     these = {case.method: case for case in cases if case.conflict == conflict and case.share == most}
     plain = {case.method: case for case in cases if case.share == 0}
-    parts = []
-    for method in METHODS:
-        lost = gain(plain[method].answers, these[method].answers)
-        left = gain(these[method].answers, base)
-        parts.append(f"{_NAMES[method]} {lost.told}, its gain over the base then {signed(left.value)}")
-    return f"{_WHAT[conflict].capitalize()}, in {most:.0%} of a history. NLL lost: " + "; ".join(parts) + "."
+    losses = {method: gain(plain[method].answers, these[method].answers) for method in METHODS}
+    parts = [
+        f"{_NAMES[method]} {lost.text}, its gain over the base then {signed(gain(these[method].answers, base).value)}"
+        for method, lost in losses.items()
+    ]
+    chance = [_NAMES[method] for method, lost in losses.items() if not lost.is_certain]
+    told = f" May be chance: {', '.join(chance)}." if chance else ""
+    return f"{_WHAT[conflict].capitalize()}, in {most:.0%} of a history. NLL lost: {'; '.join(parts)}.{told}"
 
 
 STUDY = Study(

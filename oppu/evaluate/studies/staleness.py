@@ -232,8 +232,8 @@ def _ageing(settings: Settings, losses: Sequence[Gain], whole: Gain) -> str:
         f"{signed(loss.value)} after {place * settings.block}" for place, loss in enumerate(losses) if place
     )
     return (
-        f"A fresh module gains {whole.text} in NLL over the base{'' if whole.is_certain else ', which may be chance'}. "
-        f"Ageing costs {by_age} items. After {oldest}: {losses[-1].told}."
+        f"Ageing costs {by_age} items. After {oldest}: {losses[-1].told}. A fresh module gains over the base, in NLL: "
+        f"{whole.told}."
     )
 
 
@@ -245,8 +245,13 @@ def _paying(settings: Settings, found: _Found, of_interval: Sequence[float], who
     enough = len(list(takewhile(lambda share: share >= settings.keep, kept)))  # at least 1: fresh modules lose nothing
     interval = enough * settings.block
     longest = " (the longest that was looked at)" if enough == len(kept) else ""
+    what = (
+        f"{settings.keep:.0%} of the gain"
+        if whole.is_certain
+        else f"If the gain is no chance, {settings.keep:.0%} of it"
+    )
     return (
-        f"{settings.keep:.0%} of the gain is kept by a refresh every {count(interval, 'item')}{longest}: it keeps "
+        f"{what} is kept by a refresh every {count(interval, 'item')}{longest}: it keeps "
         f"{kept[enough - 1]:.0%} and trains {found.learnt / interval:.1f} items for each new one, against "
         f"{found.learnt / settings.block:.1f} with a refresh every {settings.block}."
     )
