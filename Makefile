@@ -24,7 +24,7 @@ order: $(VENV)/ready
 	$(BIN)/lint-imports
 
 tests: $(VENV)/ready browser
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
 # for the tests of the reports in a browser, which are skipped without one; NO_BROWSER=1 leaves the system as it is
 browser:
