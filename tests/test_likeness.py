@@ -21,8 +21,8 @@ from oppu.evaluate.likeness import (
 )
 from oppu.evaluate.skew import skews_of
 from oppu.examples import training_examples
-from oppu.records import HistoryItem
-from oppu.tasks import BUILT_IN
+from oppu.records import HistoryItem, User
+from oppu.tasks import BUILT_IN, Task
 
 TEXTS = ["a red boat and a red car", "the blue boat", "", "Red, RED car!", "something else again"]
 LINE = np.array([0.0, 0.1, 0.2, 0.9, 1.0])
@@ -64,20 +64,23 @@ def test_users_are_alike_by_the_labels_that_they_gave_or_by_their_words() -> Non
     assert by_labels[0, 1] == 1  # two of each colour, both
     assert by_labels[0, 2] == pytest.approx(1 / np.sqrt(3))
     assert users_alike(COLOUR, items, "words")[0, 1] < 1
-    assert way_of(COLOUR, None) == "labels"
-    assert way_of(MOTTO, None) == "words"
+    assert way_of(COLOUR, users, None) == "labels"
+    assert way_of(COLOUR, users, "words") == "words"
+    assert way_of(MOTTO, [motto_user("ann", 2)], None) == "words"
+    papers = User("ann", (HistoryItem("1", {"title": "on [1]", "citation": "a title"}, 0.0),))
+    assert way_of(BUILT_IN["citation"], [papers], None) == "words"  # a label task whose histories hold no labels
 
 
 @pytest.mark.parametrize(
-    ("task", "by", "message"),
+    ("task", "user", "by", "message"),
     [
-        (COLOUR, "age", "--by: users are not compared by 'age'; use one of: labels, words"),
-        (MOTTO, "labels", "--by: task motto has no labels; use words"),
+        (COLOUR, colour_user("ann", 2), "age", "--by: users are not compared by 'age'; use one of: labels, words"),
+        (MOTTO, motto_user("ann", 2), "labels", "--by: the histories hold no labels of task motto; use words"),
     ],
 )
-def test_users_are_not_compared_by_what_they_do_not_have(task: object, by: str, message: str) -> None:
+def test_users_are_not_compared_by_what_they_do_not_have(task: Task, user: User, by: str, message: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        way_of(task, by)  # type: ignore[arg-type]
+        way_of(task, [user], by)
     assert str(raised.value) == message
 
 
@@ -85,7 +88,9 @@ def test_users_are_not_compared_by_what_they_do_not_have(task: object, by: str, 
 
 
 def test_the_usual_label_is_the_most_frequent_and_of_equals_the_newest() -> None:
-    found = skews_of(COLOUR, {"a": ["red", "blue", "blue"], "b": ["red", "green", "green", "red"], "c": []})
+    found = skews_of(
+        COLOUR, {"a": ["red", "blue", "blue"], "b": ["red", "green", "green", "red"], "c": [], "d": ["mauve"]}
+    )
     assert found.keys() == {"a", "b"}
     assert (found["a"].usual, found["a"].in_history) == (("blue",), 2 / 3)
     assert (found["b"].usual, found["b"].in_history) == (("red",), 1 / 2)

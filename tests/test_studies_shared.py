@@ -11,7 +11,7 @@ import pytest
 from alone import QUICK, config_of, mean, nlls_alone, numbers_of, sample, table_of
 from conftest import tiny_model
 from shell import done, refused, rows
-from toys import tiny_base_folder
+from toys import tiny_base_folder, write_release
 
 from oppu.adapt import AdaptConfig, adapt, adaption_examples
 from oppu.data import read_dataset
@@ -22,6 +22,7 @@ from oppu.evaluate.whole import train_whole
 from oppu.examples import Setting, query_examples, training_examples
 from oppu.model.base import load_base
 from oppu.model.tokens import encode
+from oppu.records import HistoryItem, Query, User
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +229,14 @@ def test_of_texts_usual_words_and_lengths_are_counted(tiny: Path, tmp_path: Path
         assert each["right"] == pytest.approx(mean(shares))
     assert "gain_usual" not in row
     assert row["usual_probability"] == ""
+
+
+def test_histories_without_labels_have_no_skew(tiny: Path, tmp_path: Path) -> None:
+    text = 'a paper with the title "On this", which reference is related? [1]: "On that" [2]: "On them"'
+    papers = (HistoryItem("a", {"title": "On it", "abstract": "", "citation": "On that"}, 0.0),)
+    data = write_release(tmp_path / "papers", [User("ann", papers, (Query("q", text, {}, "[1]"),))], task="LaMP_1")
+    given = ("--task", "citation", "--data", data, "--base", tiny, "--out", tmp_path / "out")
+    assert "the histories hold no labels, so nobody has a usual answer" in refused("study", "bias", *given, *QUICK)
 
 
 # full fine-tuning

@@ -40,16 +40,17 @@ def skews_of(task: Task, answers: Mapping[str, Sequence[str]]) -> dict[str, Skew
     Of equally frequent labels, the newest counts. Words are ranked by the share of the user's words that they are,
     minus their share of the other users' words.
     """
-    known = {user: listed for user, listed in answers.items() if listed}
     if task.labels:
-        return {user: _of_labels(task, listed) for user, listed in known.items()}
+        labels = {user: [as_label(task, answer) for answer in listed] for user, listed in answers.items()}
+        known_labels = {user: [label for label in listed if label is not None] for user, listed in labels.items()}
+        return {user: _of_labels(listed) for user, listed in known_labels.items() if listed}
+    known = {user: listed for user, listed in answers.items() if listed}
     counts = {user: Counter(word for text in listed for word in words_of(text)) for user, listed in known.items()}
     everybody = sum(counts.values(), Counter[str]())
     return {user: _of_words(listed, counts[user], everybody - counts[user]) for user, listed in known.items()}
 
 
-def _of_labels(task: Task, answers: Sequence[str]) -> Skew:
-    labels = [as_label(task, answer) or answer for answer in answers]
+def _of_labels(labels: Sequence[str]) -> Skew:
     counts = Counter(labels)
     usual = max(reversed(labels), key=lambda label: counts[label])
     return Skew((usual,), counts[usual] / len(labels), labels=True)

@@ -108,20 +108,20 @@ def _measured(trial: Trial, settings: Settings) -> tuple[dict[str, Skew], dict[s
     from oppu.examples import PLAIN, Setting, training_examples
 
     probe, users = Probe(trial), trial.dataset.users
+    plain = {u.id: training_examples(trial.task, u, PLAIN, newest=settings.newest) for u in users}
+    skews = skews_of(trial.task, {user: [str(each.answer) for each in listed] for user, listed in plain.items()})
+    if not skews:
+        what = "hold no labels" if trial.task.labels else "are empty"
+        raise DataError([f"the histories {what}, so nobody has a usual answer"], fix="use another task")
     retrieval = Setting(k=settings.k, seed=settings.seed)
     answers: dict[str, tuple[Answer, ...]] = {}
-    learnt: dict[str, Any] = {}
     for setting, without, with_module in ((PLAIN, BASE, OPPU), (retrieval, RAG, BOTH)):
         asked = questions_of(trial.task, users, setting)
-        learnt = {u.id: tuple(training_examples(trial.task, u, setting, newest=settings.newest)) for u in users}
         lessons = [Lesson(user.id, (), asked[user.id]) for user in users]
         answers[without] = probe.answers(_NAMES[without], lessons, setting).listed
+        learnt = {u.id: tuple(training_examples(trial.task, u, setting, newest=settings.newest)) for u in users}
         lessons = [Lesson(user.id, learnt[user.id], asked[user.id]) for user in users]
         answers[with_module] = probe.answers(_NAMES[with_module], lessons, setting).listed
-    given = {user: [str(example.answer) for example in examples] for user, examples in learnt.items()}
-    skews = skews_of(trial.task, given)
-    if not skews:
-        raise DataError(["nobody has a history, so nobody has a skew"], fix="use data with histories")
     return skews, {method: tuple(a for a in listed if a.user_id in skews) for method, listed in answers.items()}
 
 
@@ -137,9 +137,8 @@ def _leaning(task: Task, answers: Sequence[Answer], skews: Mapping[str, Skew]) -
 
 
 def _weight(task: Task, skews: Mapping[str, Skew], answer: Answer) -> float:
-    """Probability of the user's usual label; where that is none of the task's (a citation's title), 0."""
-    usual = skews[answer.user_id].usual[0]
-    return exp(answer.labels[task.labels.index(usual)]) if usual in task.labels and answer.labels else 0.0
+    """Probability of the user's usual label."""
+    return exp(answer.labels[task.labels.index(skews[answer.user_id].usual[0])])
 
 
 def _lengths(task: Task, answers: Sequence[Answer]) -> tuple[float, ...]:

@@ -67,7 +67,7 @@ class _Cohorts:
 
 def _run(settings: Settings, place: Workplace) -> Outcome:
     trial = open_trial(settings, place)
-    by = way_of(trial.task, settings.by)
+    by = way_of(trial.task, trial.dataset.users, settings.by)
     base, found = _measured(trial, settings, by)
     alone = found[0]
     measures = measures_of(trial.task, base)

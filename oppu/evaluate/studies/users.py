@@ -72,7 +72,7 @@ class _Sampled:
 
 def _run(settings: Settings, place: Workplace) -> Outcome:
     trial = open_trial(settings, place)
-    by = way_of(trial.task, settings.by)
+    by = way_of(trial.task, trial.dataset.users, settings.by)
     _check(trial, settings)
     base, personal, alike = _measured(trial, by)
     measures = tuple(dict.fromkeys((measures_of(trial.task, base)[0], NLL)))
