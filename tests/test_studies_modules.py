@@ -80,8 +80,8 @@ def test_a_kind_takes_the_rate_with_the_least_loss_on_held_out_items(tmp_path: P
         with Store(run_folder(out, f"ia3-{rate}-held-out") / "store") as store:
             records = store.modules()
             assert len(records) == 2
-            assert all(len(record.training["held_out_losses"]) == 2 for record in records)
-            losses[rate] = np.mean([min(record.training["held_out_losses"]) for record in records])
+            assert all(len(record.training["held_out_losses"]) == 1 + 2 for record in records)  # before, and each epoch
+            losses[rate] = np.mean([record.training["held_out_losses"][-1] for record in records])
     assert numbers_of(out)["held_out_losses"]["ia3"] == pytest.approx(losses)
     best = min(losses, key=lambda rate: losses[rate])
     row = rows_of(out)[-1]
@@ -89,7 +89,10 @@ def test_a_kind_takes_the_rate_with_the_least_loss_on_held_out_items(tmp_path: P
     assert float(row["held_out_loss"]) == pytest.approx(losses[best])
     with Store(run_folder(out, f"ia3-{best}-plain") / "store") as store:
         assert all(record.training["config"]["patience"] is None for record in store.modules())
-    assert "Held-out loss" in page_text(out)
+    text = page_text(out)
+    assert "Held-out loss" in text
+    at_an_end = best in ("0.0001", "0.3")
+    assert ("The least or the greatest of the rates was taken by ia3: try others with --rates." in text) == at_an_end
 
 
 def test_an_unknown_kind_is_refused_before_anything_is_made(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ items of the users' own histories is least; the questions have no part in it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +74,7 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
         panels=_panels(trial, base.cell("base"), made),
         table=_table(trial, base, made, size),
         facts=trial.facts(),
-        notes=(_NOTE,) if any(each.held_out for each in made) else (),
+        notes=_notes(made),
         numbers={
             "held_out_losses": {each.kind: {str(rate): loss for rate, loss in each.held_out.items()} for each in made}
         },
@@ -87,7 +87,7 @@ def _config(trial: Trial, settings: Settings, kind: str) -> "TrainConfig":
 
     own = trial.recipe.personal.module
     module = own if own.kind == kind else default_config(kind)
-    if settings.rank is not None and hasattr(module, "rank"):
+    if settings.rank is not None and "rank" in {each.name for each in fields(module)}:
         changes: dict[str, Any] = {"rank": settings.rank, "alpha": settings.rank}
         module = replace(module, **changes)
     return replace(trial.recipe.personal, module=module)
@@ -109,19 +109,19 @@ def _make(trial: Trial, settings: Settings, kind: str, config: "TrainConfig") ->
 
 
 def _held_out_loss(trial: Trial, ran: Ran) -> float:
-    """Of the epoch with the least, on average over users; users of one item have none."""
+    """After the last epoch, as the modules of all items will be taken, on average; users of one item have none."""
     from oppu.store import Store
 
     with Store(ran.stores["oppu-k0"]) as store:
         losses = [
             record.training["held_out_losses"] for record in store.modules(task=trial.task.name, newest_only=True)
         ]
-    least = [min(each) for each in losses if each]
-    if not least:
+    last = [each[-1] for each in losses if each]
+    if not last:
         raise DataError(
             ["nobody has an item to hold out"], where="--rates", fix="use longer histories, or one --learning-rate"
         )
-    return fmean(least)
+    return fmean(last)
 
 
 def _size(trial: Trial, ran: Ran) -> tuple[int, int]:
@@ -199,9 +199,18 @@ def _found(trial: Trial, base: Cell, made: Sequence[_Made]) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _notes(made: Sequence[_Made]) -> tuple[str, ...]:
+    """How rates were chosen, and whose rate lies at an end, so that one beyond it may be better."""
+    ends = [each.kind for each in made if each.held_out and each.rate in (min(each.held_out), max(each.held_out))]
+    if not any(each.held_out for each in made):
+        return ()
+    warning = f"The least or the greatest of the rates was taken by {', '.join(ends)}: try others with --rates."
+    return (_NOTE, warning) if ends else (_NOTE,)
+
+
 _NOTE = (
-    "Held-out loss: of the users' newest items (a tenth, at least one), which were kept from this training; of the "
-    "epoch with the least. The rate with the least held-out loss was then used on all items."
+    "Held-out loss: of the users' newest items (a tenth, at least one), which were kept from this training, "
+    "after its last epoch. The rate with the least held-out loss was then used on all items."
 )
 
 STUDY = Study(
