@@ -3,7 +3,7 @@
 import os
 
 from oppu.errors import ModelError
-from oppu.evaluate.own_process import peak_memory_mib
+from oppu.evaluate.lab.own_process import peak_memory_mib
 
 
 def hold(mib: int) -> tuple[int, float]:

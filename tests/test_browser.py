@@ -9,8 +9,8 @@ from test_report import CONFIG, TASK, grid, sizes
 from test_studies import MADE, Settings
 from test_table import ALL_COLUMNS, NEWS, RATING, SOME, TITLES, made_run
 
-from oppu.evaluate.joint import write_joint_report
-from oppu.evaluate.report import write_report
+from oppu.evaluate.reports.joint import write_joint_report
+from oppu.evaluate.reports.report import write_report
 from oppu.evaluate.study import run_study
 
 

@@ -9,9 +9,9 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from toys import COLOUR, MOTTO, REMARK, colour_user, motto_user
 
 from oppu.errors import ConfigError
-from oppu.evaluate.alike import users_alike, way_of
-from oppu.evaluate.contradict import contradicted
-from oppu.evaluate.likeness import (
+from oppu.evaluate.lab.alike import users_alike, way_of
+from oppu.evaluate.lab.contradict import contradicted
+from oppu.evaluate.lab.likeness import (
     cosines,
     farthest_first,
     groups_of,
@@ -19,7 +19,7 @@ from oppu.evaluate.likeness import (
     nearest_first,
     word_vectors,
 )
-from oppu.evaluate.skew import skews_of
+from oppu.evaluate.lab.skew import skews_of
 from oppu.examples import training_examples
 from oppu.records import HistoryItem, User
 from oppu.tasks import BUILT_IN, Task

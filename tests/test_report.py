@@ -13,9 +13,9 @@ from rich.console import Console
 from oppu.errors import ConfigError, DataError, StoreError
 from oppu.evaluate.comparisons import compare, counterpart, gain_by_user
 from oppu.evaluate.metrics import score
-from oppu.evaluate.report import render, write_report
+from oppu.evaluate.reports.report import render, write_report
+from oppu.evaluate.reports.summary import duration, number, signed, summary_table
 from oppu.evaluate.results import Cell, Prediction, read_cells, write_cell, write_results
-from oppu.evaluate.summary import duration, number, signed, summary_table
 from oppu.tasks import BUILT_IN
 
 TASK = BUILT_IN["movie_tagging"]

@@ -18,9 +18,9 @@ from typer.testing import CliRunner
 from oppu.cli.study import _command
 from oppu.errors import ConfigError, DataError, ModelError
 from oppu.evaluate import studies
-from oppu.evaluate.fit import fit_line
-from oppu.evaluate.own_process import in_own_process
-from oppu.evaluate.panels import Panel, Series, lines_of
+from oppu.evaluate.lab.own_process import in_own_process
+from oppu.evaluate.reports.fit import fit_line
+from oppu.evaluate.reports.panels import Panel, Series, lines_of
 from oppu.evaluate.results import Cell, Prediction, write_cell, write_results
 from oppu.evaluate.study import Column, Outcome, Study, Table, Workplace, all_studies, option, run_study
 from oppu.tasks import BUILT_IN

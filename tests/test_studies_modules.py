@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trials import numbers_of, ran, rows_of, run_folder, sample
 
 from oppu.data.sample import sample_tasks
-from oppu.evaluate.similarity import of_pairs, parameter_similarity, spread_interval, update_similarity
+from oppu.evaluate.lab.similarity import of_pairs, parameter_similarity, spread_interval, update_similarity
 from oppu.examples import Setting, query_examples
 from oppu.store import Store
 

@@ -10,9 +10,9 @@ from shell import done, refused, rows
 from toys import tiny_base_folder
 
 from oppu.data.sample import sample_tasks
-from oppu.evaluate.alike import users_alike
-from oppu.evaluate.contradict import contradicted
-from oppu.evaluate.likeness import groups_of
+from oppu.evaluate.lab.alike import users_alike
+from oppu.evaluate.lab.contradict import contradicted
+from oppu.evaluate.lab.likeness import groups_of
 from oppu.evaluate.significance import mean_interval
 from oppu.examples import Setting, query_examples, training_examples
 from oppu.records import User

@@ -16,9 +16,9 @@ from toys import tiny_base_folder, write_release
 from oppu.adapt import AdaptConfig, adapt, adaption_examples
 from oppu.data import read_dataset
 from oppu.data.sample import sample_tasks
-from oppu.evaluate.likeness import words_of
+from oppu.evaluate.lab.likeness import words_of
+from oppu.evaluate.lab.whole import train_whole
 from oppu.evaluate.significance import mean_interval
-from oppu.evaluate.whole import train_whole
 from oppu.examples import Setting, query_examples, training_examples
 from oppu.model.base import load_base
 from oppu.model.tokens import encode

@@ -11,7 +11,7 @@ from shell import World, done, refused
 from test_studies import table
 from toys import COLOUR, MOTTO, REMARK, colour_user
 
-from oppu.evaluate.training_cost import Clock, users_of_size
+from oppu.evaluate.lab.training_cost import Clock, users_of_size
 
 TINY = ("--items", "2,3,4", "--tokens", "4,6,8", "--users", "1,2", "--slots", "1,2", "--epochs", "1", "--repeats", "2")
 
@@ -46,7 +46,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         return {"peak_mib": 20.0, "before_training_mib": 10.0, "cuda_peak_mib": None}
 
     monkeypatch.setattr(Clock, "time", time)
-    monkeypatch.setattr("oppu.evaluate.own_process.in_own_process", in_process)
+    monkeypatch.setattr("oppu.evaluate.lab.own_process.in_own_process", in_process)
     return calls
 
 

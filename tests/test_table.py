@@ -21,13 +21,13 @@ from test_studies import MADE, Settings
 from oppu.errors import ConfigError, DataError
 from oppu.evaluate.columns import TABLE_1, groups, table_metrics
 from oppu.evaluate.comparisons import is_personal
-from oppu.evaluate.joint import count_wins, read_folders, write_joint_report
 from oppu.evaluate.paper import Reported, table_1
+from oppu.evaluate.reports.joint import count_wins, read_folders, write_joint_report
+from oppu.evaluate.reports.summary import best_two, number
+from oppu.evaluate.reports.table import make_table
+from oppu.evaluate.reports.table_files import TABLE_FIELDS, short_name, tex
 from oppu.evaluate.results import Cell, Prediction, write_cell, write_results
 from oppu.evaluate.study import run_study
-from oppu.evaluate.summary import best_two, number
-from oppu.evaluate.table import make_table
-from oppu.evaluate.table_files import TABLE_FIELDS, short_name, tex
 from oppu.tasks import BUILT_IN, Task
 
 NEWS, RATING, TITLES = (BUILT_IN[name] for name in ("news_categorize", "product_rating", "scholarly_title"))

@@ -13,9 +13,7 @@ from trials import TINY, sample
 from oppu.adapt import adapt
 from oppu.errors import ConfigError, DataError
 from oppu.evaluate.experiment import Experiment, run
-from oppu.evaluate.metrics import score
-from oppu.evaluate.study import Workplace
-from oppu.evaluate.trial import (
+from oppu.evaluate.lab.trial import (
     Ran,
     Trial,
     TrialSettings,
@@ -28,6 +26,8 @@ from oppu.evaluate.trial import (
     score_cell_of,
     series,
 )
+from oppu.evaluate.metrics import score
+from oppu.evaluate.study import Workplace
 from oppu.examples import PLAIN
 from oppu.model.kinds import LoraConfig
 from oppu.records import Dataset

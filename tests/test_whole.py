@@ -8,7 +8,7 @@ from alone import log_probs, mean
 from conftest import tiny_model, tiny_tokenizer, toy_examples
 
 from oppu.errors import ModelError
-from oppu.evaluate.whole import train_whole
+from oppu.evaluate.lab.whole import train_whole
 from oppu.model.base import Base
 from oppu.predict import Question, score_answers
 from oppu.records import Example

@@ -31,7 +31,7 @@ def demo(
     Example: `oppu demo`
     """
     from oppu.demo import run_demo
-    from oppu.evaluate.summary import summary_table
+    from oppu.evaluate.reports.summary import summary_table
 
     started = time.perf_counter()
     console = Console()
@@ -58,7 +58,7 @@ def _lifts(shown: "Shown") -> Table:
     """What each user gains by the module, against the same prompts without it."""
     from oppu.evaluate.comparisons import counterpart, gain_by_user, is_personal
     from oppu.evaluate.metrics import primary_metric
-    from oppu.evaluate.summary import signed
+    from oppu.evaluate.reports.summary import signed
 
     table = Table(
         title=f"Gain by the personal module for each user ({primary_metric(shown.task)})", box=None, header_style="bold"

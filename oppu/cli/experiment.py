@@ -148,8 +148,8 @@ def experiment(
     from oppu.errors import ConfigError
     from oppu.evaluate.experiment import ALL, Experiment, run
     from oppu.evaluate.grid import plan_runs
-    from oppu.evaluate.joint import write_joint_report
-    from oppu.evaluate.summary import summary_table
+    from oppu.evaluate.reports.joint import write_joint_report
+    from oppu.evaluate.reports.summary import summary_table
     from oppu.model.base import family_of
     from oppu.recipes import recipe_for
     from oppu.records import Dataset

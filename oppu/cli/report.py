@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from oppu.evaluate.joint import Joint
+    from oppu.evaluate.reports.joint import Joint
 
 
 def register(app: typer.Typer) -> None:
@@ -31,7 +31,7 @@ def report(
 
     Example: `oppu report runs/out/all/*/seed-* runs/out/efficiency --out runs/out/report`
     """
-    from oppu.evaluate.joint import write_joint_report
+    from oppu.evaluate.reports.joint import write_joint_report
 
     command = shlex.join(["oppu", *sys.argv[1:]])
     say(write_joint_report(folders, out, task_files=task or (), command=command))

@@ -20,7 +20,7 @@ from oppu.errors import ConfigError, DataError, ModelError
 from oppu.evaluate.baselines import baselines
 from oppu.evaluate.circumstances import versions
 from oppu.evaluate.columns import TABLE_1
-from oppu.evaluate.report import write_report
+from oppu.evaluate.reports.report import write_report
 from oppu.evaluate.results import RESULTS_FILE, TASK_FILE, Cell, Prediction, read_cells, write_cell, write_results
 from oppu.evaluate.under_way import FOLDER as UNDER_WAY
 from oppu.evaluate.under_way import UnderWay, forget

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oppu.errors import ConfigError
-from oppu.evaluate.joint import check_free
+from oppu.evaluate.reports.joint import check_free
 from oppu.tasks import BUILT_IN, Task, find_task
 
 ALL_TASKS = "all"

@@ -23,8 +23,8 @@ from typing import Any
 from oppu.errors import ConfigError, DataError
 from oppu.evaluate import studies
 from oppu.evaluate.circumstances import machine, versions
-from oppu.evaluate.page import fill_page, flatten
-from oppu.evaluate.panels import Panel, figure_svg, panel_svg
+from oppu.evaluate.reports.page import fill_page, flatten
+from oppu.evaluate.reports.panels import Panel, figure_svg, panel_svg
 from oppu.store.files import make_folders, os_errors, write_atomically
 
 Value = str | int | float | None

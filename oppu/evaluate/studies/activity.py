@@ -12,12 +12,7 @@ from statistics import median
 
 from oppu.errors import ConfigError, DataError
 from oppu.evaluate.comparisons import score_cells
-from oppu.evaluate.metrics import primary_metric
-from oppu.evaluate.panels import Panel, lines_of
-from oppu.evaluate.results import Cell
-from oppu.evaluate.study import Column, Outcome, Study, Table, Value, Workplace, option
-from oppu.evaluate.summary import TITLES, title
-from oppu.evaluate.trial import (
+from oppu.evaluate.lab.trial import (
     Trial,
     TrialSettings,
     count,
@@ -28,6 +23,11 @@ from oppu.evaluate.trial import (
     open_trial,
     series,
 )
+from oppu.evaluate.metrics import primary_metric
+from oppu.evaluate.reports.panels import Panel, lines_of
+from oppu.evaluate.reports.summary import TITLES, title
+from oppu.evaluate.results import Cell
+from oppu.evaluate.study import Column, Outcome, Study, Table, Value, Workplace, option
 from oppu.records import Dataset, User
 
 METHODS = ("base", "rag", "oppu", "oppu+rag")

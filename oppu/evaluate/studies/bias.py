@@ -1,8 +1,8 @@
 """Does a module exaggerate its user's own skew, and who gains and who loses?
 
 Section 10 of the paper warns of it and measures nothing. A user's usual answer is counted in the history, in the right
-answers and in what each method answers (`oppu/evaluate/skew.py`): a method exaggerates where it gives the usual answer
-more often than it is right.
+answers and in what each method answers (`oppu/evaluate/lab/skew.py`): a method exaggerates where it gives the usual
+answer more often than it is right.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ from statistics import mean, median
 from typing import Any
 
 from oppu.errors import DataError
-from oppu.evaluate.answers import (
+from oppu.evaluate.lab.answers import (
     Answer,
     Gain,
     by_user,
@@ -22,15 +22,15 @@ from oppu.evaluate.answers import (
     questions_of,
     scores_of,
 )
-from oppu.evaluate.likeness import words_of
-from oppu.evaluate.panels import COLORS, MARKERS, Panel
-from oppu.evaluate.plots import LINE_COLOR
-from oppu.evaluate.probe import Lesson, Probe
+from oppu.evaluate.lab.likeness import words_of
+from oppu.evaluate.lab.probe import Lesson, Probe
+from oppu.evaluate.lab.skew import USUAL_WORDS, Skew, skews_of
+from oppu.evaluate.lab.trial import Trial, TrialSettings, count, known, open_trial
+from oppu.evaluate.reports.panels import COLORS, MARKERS, Panel
+from oppu.evaluate.reports.plots import LINE_COLOR
+from oppu.evaluate.reports.summary import signed
 from oppu.evaluate.significance import mean_interval
-from oppu.evaluate.skew import USUAL_WORDS, Skew, skews_of
 from oppu.evaluate.study import Column, Outcome, Study, Table, Value, Workplace, option
-from oppu.evaluate.summary import signed
-from oppu.evaluate.trial import Trial, TrialSettings, count, known, open_trial
 from oppu.tasks import Task
 
 BASE, RAG, OPPU, BOTH = "base", "rag", "oppu", "oppu+rag"

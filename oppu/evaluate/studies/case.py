@@ -12,11 +12,11 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from oppu.evaluate.comparisons import is_personal
-from oppu.evaluate.panels import Panel, Series, marks_of
-from oppu.evaluate.plots import BETTER_COLOR, LINE_COLOR, WORSE_COLOR
+from oppu.evaluate.lab.trial import Ran, Trial, TrialSettings, count, open_trial
+from oppu.evaluate.reports.panels import Panel, Series, marks_of
+from oppu.evaluate.reports.plots import BETTER_COLOR, LINE_COLOR, WORSE_COLOR
+from oppu.evaluate.reports.summary import signed
 from oppu.evaluate.study import Column, Outcome, Study, Table, Value, Workplace, option
-from oppu.evaluate.summary import signed
-from oppu.evaluate.trial import Ran, Trial, TrialSettings, count, open_trial
 from oppu.prompts import cut_words
 from oppu.records import Query, User, UserProfile
 

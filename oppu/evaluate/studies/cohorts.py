@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from oppu.errors import DataError
-from oppu.evaluate.alike import users_alike, way_of
-from oppu.evaluate.answers import (
+from oppu.evaluate.lab.alike import users_alike, way_of
+from oppu.evaluate.lab.answers import (
     NLL,
     Answer,
     averaged,
@@ -24,12 +24,12 @@ from oppu.evaluate.answers import (
     name_of,
     questions_of,
 )
-from oppu.evaluate.likeness import groups_of, mean_likeness
-from oppu.evaluate.panels import Panel, Series, lines_of
-from oppu.evaluate.probe import Lesson, Probe
+from oppu.evaluate.lab.likeness import groups_of, mean_likeness
+from oppu.evaluate.lab.probe import Lesson, Probe
+from oppu.evaluate.lab.trial import TrainingSettings, Trial, count, open_trial
+from oppu.evaluate.reports.panels import Panel, Series, lines_of
+from oppu.evaluate.reports.summary import number
 from oppu.evaluate.study import Column, Outcome, Study, Table, Value, Workplace, option
-from oppu.evaluate.summary import number
-from oppu.evaluate.trial import TrainingSettings, Trial, count, open_trial
 from oppu.records import Example
 
 ALONE, ALIKE, RANDOM, EVERYBODY = "alone", "alike", "random", "everybody"

@@ -1,15 +1,15 @@
 """Conflicting histories: how module and retrieval bear items that contradict the others.
 
 Section 9 of the paper names conflicts within a history as unsolved. Here they are put into histories by hand
-(`oppu/evaluate/contradict.py`), so that the questions and their right answers stay; what changes is what is learnt and
-what is retrieved.
+(`oppu/evaluate/lab/contradict.py`), so that the questions and their right answers stay; what changes is what is learnt
+and what is retrieved.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from oppu.errors import ConfigError, DataError
-from oppu.evaluate.answers import (
+from oppu.evaluate.lab.answers import (
     NLL,
     Answer,
     gain,
@@ -19,12 +19,12 @@ from oppu.evaluate.answers import (
     questions_of,
     scores_of,
 )
-from oppu.evaluate.contradict import CONFLICTS, contradicted
-from oppu.evaluate.panels import Panel, Series, lines_of
-from oppu.evaluate.probe import Lesson, Probe
+from oppu.evaluate.lab.contradict import CONFLICTS, contradicted
+from oppu.evaluate.lab.probe import Lesson, Probe
+from oppu.evaluate.lab.trial import Trial, TrialSettings, known, open_trial
+from oppu.evaluate.reports.panels import Panel, Series, lines_of
+from oppu.evaluate.reports.summary import signed
 from oppu.evaluate.study import Column, Outcome, Study, Table, Value, Workplace, option
-from oppu.evaluate.summary import signed
-from oppu.evaluate.trial import Trial, TrialSettings, known, open_trial
 from oppu.records import User
 
 METHODS = ("rag", "oppu", "oppu+rag")

@@ -16,10 +16,10 @@ from typing import Any
 from oppu.errors import ConfigError, DataError
 from oppu.evaluate.circumstances import machine as machine_facts
 from oppu.evaluate.circumstances import versions
-from oppu.evaluate.fit import Line, fit_line
-from oppu.evaluate.panels import Panel, Series, lines_of
+from oppu.evaluate.lab.training_cost import Case, Clock, Point, memory_of
+from oppu.evaluate.reports.fit import Line, fit_line
+from oppu.evaluate.reports.panels import Panel, Series, lines_of
 from oppu.evaluate.study import Column, Outcome, Study, Table, Workplace, option
-from oppu.evaluate.training_cost import Case, Clock, Point, memory_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +253,7 @@ def _memories(axes: Sequence[_Axis], context: Mapping[str, Any], place: Workplac
     """Memory of the points of the axes that ask for it."""
     import torch
 
-    from oppu.evaluate.own_process import in_own_process
+    from oppu.evaluate.lab.own_process import in_own_process
 
     wanted = {(axis.case.task.name, point): axis.case for axis in axes if axis.with_memory for point in axis.points}
     found: dict[_Key, dict[str, Any]] = {}

@@ -1,7 +1,7 @@
 """Personal modules against full fine-tuning of the base on everybody's histories, and against retrieval alone.
 
 The paper calls modules comparable with full fine-tuning and does not compare. Full fine-tuning trains all parameters
-(`oppu/evaluate/whole.py`) of the base that was adapted to the task, on which modules stand, too; then everybody is
+(`oppu/evaluate/lab/whole.py`) of the base that was adapted to the task, on which modules stand, too; then everybody is
 answered by the same model, without and with retrieved items.
 """
 
@@ -11,7 +11,8 @@ from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from oppu.evaluate.answers import (
+from oppu.evaluate.circumstances import versions
+from oppu.evaluate.lab.answers import (
     NLL,
     Answer,
     ask,
@@ -24,12 +25,11 @@ from oppu.evaluate.answers import (
     questions_of,
     scores_of,
 )
-from oppu.evaluate.circumstances import versions
-from oppu.evaluate.panels import Panel, Series, marks_of
-from oppu.evaluate.probe import Lesson, Probe, fingerprint
+from oppu.evaluate.lab.probe import Lesson, Probe, fingerprint
+from oppu.evaluate.lab.trial import Trial, TrialSettings, count, open_trial
+from oppu.evaluate.reports.panels import Panel, Series, marks_of
+from oppu.evaluate.reports.summary import number
 from oppu.evaluate.study import Column, Outcome, Study, Table, Value, Workplace, option
-from oppu.evaluate.summary import number
-from oppu.evaluate.trial import Trial, TrialSettings, count, open_trial
 
 if TYPE_CHECKING:
     from oppu.examples import Setting
@@ -182,7 +182,7 @@ def _train_and_ask(
     learnt: "Sequence[Example]",
     asked: "Sequence[Example]",
 ) -> Mapping[str, Any]:
-    from oppu.evaluate.whole import train_whole
+    from oppu.evaluate.lab.whole import train_whole
     from oppu.model.base import load_base
     from oppu.model.engine import Progress
     from oppu.model.tokens import encode

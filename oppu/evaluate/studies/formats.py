@@ -10,11 +10,7 @@ from dataclasses import dataclass, replace
 
 from oppu.errors import ConfigError
 from oppu.evaluate.comparisons import score_cells
-from oppu.evaluate.metrics import primary_metric
-from oppu.evaluate.panels import Panel, marks_of
-from oppu.evaluate.study import Column, Outcome, Study, Table, Value, Workplace
-from oppu.evaluate.summary import title
-from oppu.evaluate.trial import (
+from oppu.evaluate.lab.trial import (
     Ran,
     Trial,
     TrialSettings,
@@ -24,6 +20,10 @@ from oppu.evaluate.trial import (
     open_trial,
     series,
 )
+from oppu.evaluate.metrics import primary_metric
+from oppu.evaluate.reports.panels import Panel, marks_of
+from oppu.evaluate.reports.summary import title
+from oppu.evaluate.study import Column, Outcome, Study, Table, Value, Workplace
 from oppu.records import Dataset, HistoryItem, User
 from oppu.tasks import HistoryForm, Task
 from oppu.tasks.task import template_fields

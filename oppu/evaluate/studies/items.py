@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from oppu.errors import ConfigError, DataError
-from oppu.evaluate.answers import (
+from oppu.evaluate.lab.answers import (
     NLL,
     Answer,
     averaged,
@@ -22,13 +22,13 @@ from oppu.evaluate.answers import (
     name_of,
     questions_of,
 )
-from oppu.evaluate.likeness import cosines, farthest_first, word_vectors
+from oppu.evaluate.lab.likeness import cosines, farthest_first, word_vectors
+from oppu.evaluate.lab.probe import Lesson, Probe
+from oppu.evaluate.lab.trial import TrainingSettings, Trial, count, open_trial
 from oppu.evaluate.metrics import FloatArray
-from oppu.evaluate.panels import Panel, Series, lines_of
-from oppu.evaluate.probe import Lesson, Probe
+from oppu.evaluate.reports.panels import Panel, Series, lines_of
+from oppu.evaluate.reports.summary import number
 from oppu.evaluate.study import Column, Outcome, Study, Table, Value, Workplace, option
-from oppu.evaluate.summary import number
-from oppu.evaluate.trial import TrainingSettings, Trial, count, open_trial
 from oppu.records import Example
 
 WAYS = ("recent", "random", "diverse", "surprising", "familiar")

@@ -11,12 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from oppu.errors import DataError
 from oppu.evaluate.comparisons import score_cells
-from oppu.evaluate.metrics import primary_metric
-from oppu.evaluate.panels import Panel, Series, lines_of, marks_of
-from oppu.evaluate.results import Cell
-from oppu.evaluate.study import Column, Outcome, Study, Table, Value, Workplace, option
-from oppu.evaluate.summary import title
-from oppu.evaluate.trial import (
+from oppu.evaluate.lab.trial import (
     Ran,
     TrainingSettings,
     Trial,
@@ -27,6 +22,11 @@ from oppu.evaluate.trial import (
     score_cell_of,
     series,
 )
+from oppu.evaluate.metrics import primary_metric
+from oppu.evaluate.reports.panels import Panel, Series, lines_of, marks_of
+from oppu.evaluate.reports.summary import title
+from oppu.evaluate.results import Cell
+from oppu.evaluate.study import Column, Outcome, Study, Table, Value, Workplace, option
 
 if TYPE_CHECKING:
     from oppu.train import TrainConfig

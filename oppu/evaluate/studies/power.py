@@ -13,13 +13,13 @@ from typing import Any
 from oppu.errors import ConfigError, DataError
 from oppu.evaluate.comparisons import compare
 from oppu.evaluate.metrics import primary_metric
-from oppu.evaluate.panels import Panel, Series, lines_of
 from oppu.evaluate.power import ALPHA, DIFFERENCES, SAMPLES, Spread, gains_by_user, power_of, spread_of, users_needed
+from oppu.evaluate.reports.panels import Panel, Series, lines_of
+from oppu.evaluate.reports.summary import TITLES, number, signed
 from oppu.evaluate.results import Cell
 from oppu.evaluate.runs import read_run
 from oppu.evaluate.significance import POWER
 from oppu.evaluate.study import Column, Outcome, Study, Table, Value, Workplace, option
-from oppu.evaluate.summary import TITLES, number, signed
 from oppu.tasks import Task
 
 

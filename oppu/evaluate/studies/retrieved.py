@@ -8,12 +8,7 @@ from dataclasses import dataclass
 
 from oppu.errors import ConfigError
 from oppu.evaluate.comparisons import score_cells
-from oppu.evaluate.metrics import primary_metric
-from oppu.evaluate.panels import Panel, lines_of
-from oppu.evaluate.results import Cell
-from oppu.evaluate.study import Column, Outcome, Study, Table, Workplace, option
-from oppu.evaluate.summary import TITLES, title
-from oppu.evaluate.trial import (
+from oppu.evaluate.lab.trial import (
     Ran,
     TrainingSettings,
     Trial,
@@ -24,6 +19,11 @@ from oppu.evaluate.trial import (
     open_trial,
     series,
 )
+from oppu.evaluate.metrics import primary_metric
+from oppu.evaluate.reports.panels import Panel, lines_of
+from oppu.evaluate.reports.summary import TITLES, title
+from oppu.evaluate.results import Cell
+from oppu.evaluate.study import Column, Outcome, Study, Table, Workplace, option
 
 
 @dataclass(frozen=True, slots=True)

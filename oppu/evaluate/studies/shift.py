@@ -13,12 +13,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from oppu.evaluate.comparisons import score_cells
-from oppu.evaluate.metrics import primary_metric
-from oppu.evaluate.panels import COLORS, Panel, legend_above, marks_of
-from oppu.evaluate.results import Cell
-from oppu.evaluate.study import Column, Outcome, Study, Table, Value, Workplace, option
-from oppu.evaluate.summary import number, title
-from oppu.evaluate.trial import (
+from oppu.evaluate.lab.trial import (
     Ran,
     Trial,
     TrialSettings,
@@ -28,6 +23,11 @@ from oppu.evaluate.trial import (
     open_trial,
     series,
 )
+from oppu.evaluate.metrics import primary_metric
+from oppu.evaluate.reports.panels import COLORS, Panel, legend_above, marks_of
+from oppu.evaluate.reports.summary import number, title
+from oppu.evaluate.results import Cell
+from oppu.evaluate.study import Column, Outcome, Study, Table, Value, Workplace, option
 from oppu.records import Dataset, HistoryItem, User
 from oppu.tasks import Task
 

@@ -1,7 +1,7 @@
 """Similarities of users' modules (Figures 7 and 9, appendix B.1): heat maps and distributions, by task.
 
 The paper compares parameters of LoRA. They depend on where each user's module began; so LoRA-XS modules of the same
-users, which share their frozen halves, are compared as well (oppu/evaluate/similarity.py).
+users, which share their frozen halves, are compared as well (oppu/evaluate/lab/similarity.py).
 """
 
 from collections.abc import Sequence
@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oppu.errors import ConfigError
-from oppu.evaluate.panels import COLORS, Panel, legend_above
+from oppu.evaluate.lab.trial import TrainingSettings, Trial, count, known, on_sample, open_trial
+from oppu.evaluate.reports.panels import COLORS, Panel, legend_above
+from oppu.evaluate.reports.summary import number
 from oppu.evaluate.study import Column, Outcome, Study, Table, Value, Workplace, option
-from oppu.evaluate.summary import number
-from oppu.evaluate.trial import TrainingSettings, Trial, count, known, on_sample, open_trial
 from oppu.records import Dataset
 
 if TYPE_CHECKING:
-    from oppu.evaluate.similarity import Floats, Tensors
+    from oppu.evaluate.lab.similarity import Floats, Tensors
 
 CORES, UPDATES, PARAMETERS = "cores", "updates", "parameters"
 _WORDS = {CORES: "cores of LoRA-XS", UPDATES: "updates of LoRA", PARAMETERS: "parameters of LoRA"}
@@ -82,7 +82,7 @@ def _tasks(settings: Settings) -> list[Settings]:
 
 def _similarities(trial: Trial) -> _Found:
     """The users' modules without anything in their prompts, compared two by two."""
-    from oppu.evaluate.similarity import parameter_similarity, update_similarity
+    from oppu.evaluate.lab.similarity import parameter_similarity, update_similarity
     from oppu.model.kinds import LoraConfig, LoraXsConfig
 
     users = [user for user in trial.dataset.users if user.history]
@@ -122,7 +122,7 @@ def _listed(found: _Found) -> dict[str, list[list[float]]]:
 
 
 def _panels(found: Sequence[_Found]) -> tuple[Panel, ...]:
-    from oppu.evaluate.similarity import of_pairs
+    from oppu.evaluate.lab.similarity import of_pairs
 
     pairs = {what: {each.name: of_pairs(each.similarity[what]) for each in found} for what in _WORDS}
     ends = [float(edge) for values in pairs[CORES].values() for edge in (values.min(), values.max())]
@@ -177,7 +177,7 @@ _NAMED, _BINS = 20, 20
 
 
 def _table(found: Sequence[_Found]) -> Table:
-    from oppu.evaluate.similarity import of_pairs, spread_interval
+    from oppu.evaluate.lab.similarity import of_pairs, spread_interval
 
     columns = (
         Column("task", "Task"),
@@ -202,7 +202,7 @@ def _table(found: Sequence[_Found]) -> Table:
 
 
 def _sentences(found: Sequence[_Found]) -> tuple[str, ...]:
-    from oppu.evaluate.similarity import of_pairs, spread_interval
+    from oppu.evaluate.lab.similarity import of_pairs, spread_interval
 
     sentences = []
     for each in found:

@@ -12,7 +12,7 @@ from itertools import islice, takewhile
 from statistics import median
 
 from oppu.errors import ConfigError, DataError
-from oppu.evaluate.answers import (
+from oppu.evaluate.lab.answers import (
     NLL,
     Answer,
     Gain,
@@ -24,11 +24,11 @@ from oppu.evaluate.answers import (
     name_of,
     scores_of,
 )
-from oppu.evaluate.panels import Panel, Series, lines_of
-from oppu.evaluate.probe import Lesson, Probe
+from oppu.evaluate.lab.probe import Lesson, Probe
+from oppu.evaluate.lab.trial import TrainingSettings, Trial, count, known, open_trial
+from oppu.evaluate.reports.panels import Panel, Series, lines_of
+from oppu.evaluate.reports.summary import signed
 from oppu.evaluate.study import Column, Outcome, Study, Table, Value, Workplace, option
-from oppu.evaluate.summary import signed
-from oppu.evaluate.trial import TrainingSettings, Trial, count, known, open_trial
 from oppu.records import Example, User
 
 _DAY = 24 * 60 * 60

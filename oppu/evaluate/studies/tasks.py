@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from oppu.errors import ConfigError, DataError
-from oppu.evaluate.answers import (
+from oppu.evaluate.lab.answers import (
     NLL,
     Answer,
     gain,
@@ -25,12 +25,12 @@ from oppu.evaluate.answers import (
     questions_of,
     scores_of,
 )
+from oppu.evaluate.lab.probe import Lesson, Probe
+from oppu.evaluate.lab.trial import AdaptedBase, TrainingSettings, Trial, count, on_sample, open_trial
 from oppu.evaluate.metrics import METRICS
-from oppu.evaluate.panels import Panel, Series, marks_of
-from oppu.evaluate.probe import Lesson, Probe
+from oppu.evaluate.reports.panels import Panel, Series, marks_of
+from oppu.evaluate.reports.summary import number
 from oppu.evaluate.study import STORE, Column, Outcome, Study, Table, Value, Workplace, option
-from oppu.evaluate.summary import number
-from oppu.evaluate.trial import AdaptedBase, TrainingSettings, Trial, count, on_sample, open_trial
 from oppu.records import Example, User
 
 if TYPE_CHECKING:

@@ -13,17 +13,17 @@ from statistics import mean
 import numpy as np
 
 from oppu.errors import DataError
-from oppu.evaluate.alike import users_alike, way_of
-from oppu.evaluate.answers import NLL, Answer, measures_of, name_of, predictions_of, questions_of
-from oppu.evaluate.likeness import farthest_first, mean_likeness, nearest_first
+from oppu.evaluate.lab.alike import users_alike, way_of
+from oppu.evaluate.lab.answers import NLL, Answer, measures_of, name_of, predictions_of, questions_of
+from oppu.evaluate.lab.likeness import farthest_first, mean_likeness, nearest_first
+from oppu.evaluate.lab.probe import Lesson, Probe
+from oppu.evaluate.lab.trial import TrainingSettings, Trial, known, open_trial
 from oppu.evaluate.metrics import FloatArray
-from oppu.evaluate.panels import Panel, Series, lines_of
 from oppu.evaluate.power import gains_by_user
-from oppu.evaluate.probe import Lesson, Probe
+from oppu.evaluate.reports.panels import Panel, Series, lines_of
+from oppu.evaluate.reports.summary import number, signed
 from oppu.evaluate.significance import mean_interval
 from oppu.evaluate.study import Column, Outcome, Study, Table, Value, Workplace, option
-from oppu.evaluate.summary import number, signed
-from oppu.evaluate.trial import TrainingSettings, Trial, known, open_trial
 
 RANDOM, ALIKE, DIFFERENT, EVERYBODY = "random", "alike", "different", "everybody"
 

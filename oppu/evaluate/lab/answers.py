@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from oppu.errors import DataError
 from oppu.evaluate.baselines import as_label
+from oppu.evaluate.lab.trial import count, known
 from oppu.evaluate.metrics import metrics_of, score
+from oppu.evaluate.reports.summary import TITLES, number, signed, title
 from oppu.evaluate.results import Prediction
 from oppu.evaluate.significance import mean_interval
 from oppu.evaluate.study import Column, Value
-from oppu.evaluate.summary import TITLES, number, signed, title
-from oppu.evaluate.trial import count, known
 from oppu.records import Example, User
 from oppu.tasks import Task
 

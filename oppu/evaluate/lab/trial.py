@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from oppu.errors import ConfigError, DataError
 from oppu.evaluate.comparisons import ScoredCell, is_baseline, score_cells
 from oppu.evaluate.metrics import HIGHER_IS_BETTER, metrics_of, primary_metric
-from oppu.evaluate.panels import Series
+from oppu.evaluate.reports.panels import Series
+from oppu.evaluate.reports.summary import TITLES, number, signed, title
 from oppu.evaluate.results import Cell
 from oppu.evaluate.significance import paired_difference
 from oppu.evaluate.study import RUNS, STORE, Column, Value, Workplace, option
-from oppu.evaluate.summary import TITLES, number, signed, title
 from oppu.records import Dataset, UserProfile
 from oppu.tasks import Task, find_task
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from oppu.errors import ConfigError
 from oppu.evaluate.baselines import as_label
-from oppu.evaluate.likeness import cosines, share_vectors, word_vectors
+from oppu.evaluate.lab.likeness import cosines, share_vectors, word_vectors
 from oppu.evaluate.metrics import FloatArray
 from oppu.prompts import training_pair
 from oppu.records import Example, User

@@ -14,12 +14,12 @@ from oppu.errors import DataError
 from oppu.evaluate.columns import TABLE_1, TableColumn, table_metrics
 from oppu.evaluate.comparisons import counterpart_method, is_personal
 from oppu.evaluate.metrics import HIGHER_IS_BETTER, primary_metric
-from oppu.evaluate.page import flatten
 from oppu.evaluate.power import DIFFERENCES, gains_by_user, mean_gains, spread_of, users_needed
+from oppu.evaluate.reports.page import flatten
+from oppu.evaluate.reports.summary import best_two
 from oppu.evaluate.results import Cell, Row, predictions_file, score_cell
 from oppu.evaluate.runs import Run
 from oppu.evaluate.significance import POWER, PairedDifference, paired_difference_over_seeds, verdict
-from oppu.evaluate.summary import best_two
 from oppu.tasks import BUILT_IN, Task
 
 MORE_QUERIES = 50

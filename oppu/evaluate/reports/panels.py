@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from oppu.errors import DataError
-from oppu.evaluate.fit import Line
-from oppu.evaluate.plots import INCH, LINE_COLOR, STYLE, inline, svg_text
+from oppu.evaluate.reports.fit import Line
+from oppu.evaluate.reports.plots import INCH, LINE_COLOR, STYLE, inline, svg_text
 
 COLORS = ("#3b82c4", "#d07c2e", "#3d9a6b", "#a268c4", "#8b919a", "#c4504f")
 """Middle tones that read on light and dark, in the order of their use."""

@@ -10,7 +10,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 def fill_page(template: str, **values: Any) -> str:
     """The page that a template (`report.html.j2`) makes of the values; it may include other files of this folder."""
     environment = Environment(
-        loader=FunctionLoader(lambda name: files("oppu.evaluate").joinpath(name).read_text(encoding="utf-8")),
+        loader=FunctionLoader(lambda name: files("oppu.evaluate.reports").joinpath(name).read_text(encoding="utf-8")),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

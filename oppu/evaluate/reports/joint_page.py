@@ -8,20 +8,20 @@ from urllib.parse import quote
 from oppu import __version__
 from oppu.evaluate.columns import TABLE_1, TableColumn, groups, table_metrics
 from oppu.evaluate.metrics import HIGHER_IS_BETTER, primary_metric
-from oppu.evaluate.page import fill_page, flatten
-from oppu.evaluate.panels import within_page
 from oppu.evaluate.paper import SOURCE, Reported, table_1
-from oppu.evaluate.plots import PERSONAL_COLOR, PLAIN_COLOR, WORSE_COLOR, Mark, plot_marks
+from oppu.evaluate.reports.page import fill_page, flatten
+from oppu.evaluate.reports.panels import within_page
+from oppu.evaluate.reports.plots import PERSONAL_COLOR, PLAIN_COLOR, WORSE_COLOR, Mark, plot_marks
+from oppu.evaluate.reports.summary import TITLES, count, duration, interval, number, p_value, signed, title
+from oppu.evaluate.reports.table import MORE_QUERIES, Gain, JointTable, Number, TaskTable
+from oppu.evaluate.reports.table_files import SHORT, relative, short_name
 from oppu.evaluate.runs import Run, StudyResult, adaption_seconds
 from oppu.evaluate.significance import LEVEL, POWER, SAMPLES, SEED
 from oppu.evaluate.study import Column, Table, is_number, shown
-from oppu.evaluate.summary import TITLES, count, duration, interval, number, p_value, signed, title
-from oppu.evaluate.table import MORE_QUERIES, Gain, JointTable, Number, TaskTable
-from oppu.evaluate.table_files import SHORT, relative, short_name
 from oppu.tasks import BUILT_IN, Task
 
 if TYPE_CHECKING:
-    from oppu.evaluate.joint import Wins
+    from oppu.evaluate.reports.joint import Wins
 
 _VERDICT_COLORS = {"better": PERSONAL_COLOR, "worse": WORSE_COLOR, "open": PLAIN_COLOR}
 _RANKS = ("", "first", "second")

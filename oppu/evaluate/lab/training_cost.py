@@ -143,7 +143,7 @@ def memory_of(given: tuple[Case, Point, int]) -> dict[str, Any]:
     import torch
     from transformers.utils import logging
 
-    from oppu.evaluate.own_process import peak_memory_mib
+    from oppu.evaluate.lab.own_process import peak_memory_mib
     from oppu.model.base import load_base
     from oppu.train import train
 

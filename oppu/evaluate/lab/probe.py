@@ -13,9 +13,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from oppu.errors import ModelError
-from oppu.evaluate.answers import Answer, ask
 from oppu.evaluate.circumstances import versions
-from oppu.evaluate.trial import AdaptedBase, Trial
+from oppu.evaluate.lab.answers import Answer, ask
+from oppu.evaluate.lab.trial import AdaptedBase, Trial
 from oppu.records import Example
 from oppu.tasks import Task
 

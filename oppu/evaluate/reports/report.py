@@ -19,11 +19,11 @@ from oppu.evaluate.comparisons import (
     score_cells,
 )
 from oppu.evaluate.metrics import HIGHER_IS_BETTER, metrics_of, primary_metric
-from oppu.evaluate.page import fill_page, flatten
-from oppu.evaluate.plots import PERSONAL_COLOR, PLAIN_COLOR, Mark, plot_curves, plot_gains, plot_marks
+from oppu.evaluate.reports.page import fill_page, flatten
+from oppu.evaluate.reports.plots import PERSONAL_COLOR, PLAIN_COLOR, Mark, plot_curves, plot_gains, plot_marks
+from oppu.evaluate.reports.summary import TITLES, count, duration, interval, number, p_value, ranks, signed, title
 from oppu.evaluate.results import Cell, predictions_file
 from oppu.evaluate.significance import LEVEL, POWER, SAMPLES, SEED, verdict
-from oppu.evaluate.summary import TITLES, count, duration, interval, number, p_value, ranks, signed, title
 from oppu.store.files import make_folders, os_errors, write_atomically
 from oppu.tasks import Task
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from oppu.evaluate.baselines import as_label
-from oppu.evaluate.likeness import words_of
+from oppu.evaluate.lab.likeness import words_of
 from oppu.tasks import Task
 
 USUAL_WORDS = 10

@@ -10,9 +10,9 @@ from pathlib import Path
 from oppu import __version__
 from oppu.evaluate.columns import TABLE_1, groups, table_metrics
 from oppu.evaluate.metrics import HIGHER_IS_BETTER
+from oppu.evaluate.reports.summary import interval, number, p_value, signed
+from oppu.evaluate.reports.table import MORE_QUERIES, Gain, JointTable, Number
 from oppu.evaluate.significance import LEVEL, SAMPLES
-from oppu.evaluate.summary import interval, number, p_value, signed
-from oppu.evaluate.table import MORE_QUERIES, Gain, JointTable, Number
 from oppu.tasks import Task
 
 SHORT = {

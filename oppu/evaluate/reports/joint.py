@@ -12,12 +12,12 @@ from pathlib import Path
 from oppu.errors import ConfigError, OppuError
 from oppu.evaluate.columns import TABLE_1, TableColumn
 from oppu.evaluate.comparisons import is_personal
-from oppu.evaluate.joint_page import joint_page
+from oppu.evaluate.reports.joint_page import joint_page
+from oppu.evaluate.reports.summary import count
+from oppu.evaluate.reports.table import Gain, JointTable, make_table
+from oppu.evaluate.reports.table_files import comparisons_csv, comparisons_tex, table_csv, table_tex
 from oppu.evaluate.runs import STUDY_FILE, Run, StudyResult, is_study, read_run, read_study
 from oppu.evaluate.significance import LEVEL
-from oppu.evaluate.summary import count
-from oppu.evaluate.table import Gain, JointTable, make_table
-from oppu.evaluate.table_files import comparisons_csv, comparisons_tex, table_csv, table_tex
 from oppu.store.files import make_folders, os_errors, write_atomically
 from oppu.tasks import find_task
 

@@ -1,0 +1,1 @@
+"""What the studies share: trials, lessons, and what they measure with."""
