@@ -20,7 +20,7 @@ _SECRETS = (
     "walrus-training",
     "walrus-title",
     "walrus-profile",
-    "walrus-way",
+    "on-the-way",
 )
 
 
