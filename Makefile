@@ -24,7 +24,7 @@ order: $(VENV)/ready
 	$(BIN)/lint-imports
 
 tests: $(VENV)/ready browser
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
 
 # for the tests of the reports in a browser, which are skipped without one; NO_BROWSER=1 leaves the system as it is
 browser:
