@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What the paper leaves open: eight studies, and the power of Table 1.
-source "$(dirname "$0")/common.sh"
+source "$(dirname "$0")/scale.sh"
 for name in staleness items conflicts cohorts users bias finetuning; do
   study "$name" news_categorize --users "$users" --adapt-pairs "$pairs"
 done

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Table 1: thirteen columns, seven tasks. `runs/table1.sh [TASK...]`; settings: see runs/README.md.
-source "$(dirname "$0")/common.sh"
+source "$(dirname "$0")/scale.sh"
 tasks=("$@")
 [ ${#tasks[@]} -gt 0 ] || tasks=(citation news_categorize movie_tagging product_rating news_headline scholarly_title tweet_paraphrase)
 if [ "$SCALE" = full ]; then # all at once, with a joint report

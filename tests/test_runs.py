@@ -13,7 +13,7 @@ from oppu.cli import app
 from oppu.tasks import BUILT_IN
 
 RUNS = Path(__file__).parent.parent / "runs"
-SCRIPTS = sorted(path.name for path in RUNS.glob("*.sh") if path.name != "common.sh")
+SCRIPTS = sorted(path.name for path in RUNS.glob("*.sh") if path.name != "scale.sh")
 
 
 def started(script: str, scale: str, folder: Path, *arguments: str) -> list[list[str]]:
