@@ -15,13 +15,13 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from oppu.answering import USERS_TOGETHER
 from oppu.data import read_dataset
 from oppu.examples import Setting, query_examples
 from oppu.model.base import load_base
 from oppu.model.forward import SlotRow, passes, rows_of
 from oppu.model.packing import pack
 from oppu.model.tokens import Encoded, answer_text, encode, encode_answers
-from oppu.personalize import USERS_TOGETHER
 from oppu.records import User
 from oppu.tasks import BUILT_IN, Task
 

@@ -8,13 +8,14 @@ import pytest
 from test_personalize import PLAN, run
 from toys import COLOUR, FAST, MOTTO, colour_user, colour_users, motto_user, tiny_base_folder
 
+from oppu.answering import answer_users, ask, setting_of, stored_module
 from oppu.errors import ModelError, StoreError, UnknownUserError
 from oppu.examples import Setting
 from oppu.model.bank import Bank
 from oppu.model.base import Base, load_base
 from oppu.model.kinds import Ia3Config, LoraConfig, ModuleConfig, PromptConfig
 from oppu.model.module import WEIGHTS
-from oppu.personalize import Plan, answer_users, ask, personalize, setting_of, stored_module
+from oppu.personalize import Plan, personalize
 from oppu.records import Query, User
 from oppu.store import Store
 from oppu.train import Machine
@@ -153,7 +154,7 @@ def test_a_question_goes_to_the_newest_module_or_to_the_one_of_that_k(
         seen.append(plan.setting)
         return {users[0].id: ["red"]}
 
-    monkeypatch.setattr("oppu.personalize.answer_users", answer)
+    monkeypatch.setattr("oppu.answering.answer_users", answer)
     assert ask(store, "a", "car") == ask(store, "a", "car", k=2) == "red"
     assert seen == [Setting(), Setting(k=2)]
     with pytest.raises(StoreError, match="user a has no such module"):

@@ -15,19 +15,13 @@ from conftest import tiny_model, tiny_tokenizer, toy_examples
 from store_samples import notes
 from toys import COLOUR, FAST, REMARK, colour_user, colour_users, tiny_base_folder
 
+from oppu.answering import answer_users, stored_module
 from oppu.examples import Setting
 from oppu.model.base import Base, load_base, make_base
 from oppu.model.forward import answer_log_probs, rows_of
 from oppu.model.kinds import LoraConfig
 from oppu.model.module import WEIGHTS, Module
-from oppu.personalize import (
-    Personalized,
-    Plan,
-    answer_users,
-    longest_histories,
-    personalize,
-    stored_module,
-)
+from oppu.personalize import Personalized, Plan, longest_histories, personalize
 from oppu.records import HistoryItem, User
 from oppu.store import Store
 from oppu.train import Job, Machine, Trained

@@ -60,8 +60,8 @@ def ask(
 
     Example: `oppu ask --store my-store --user u17 "A hacker learns that his world is a simulation."`
     """
+    from oppu.answering import ask as answered
     from oppu.describe.stored import profiles_from
-    from oppu.personalize import ask as answered
     from oppu.tasks import find_task
 
     with quiet_libraries(), open_store(store, files) as opened:
@@ -104,10 +104,11 @@ def predict(
 
     Example: `oppu predict --task LaMP_2M --data data/movies --store my-store --base movies --out answers.json`
     """
+    from oppu.answering import answer_users
     from oppu.data import read_dataset
     from oppu.describe.stored import profiles_from
     from oppu.examples import Setting
-    from oppu.personalize import Plan, answer_users, base_of, find_module
+    from oppu.personalize import Plan, base_of, find_module
     from oppu.recipes import recipe_for
     from oppu.store.files import make_folders, os_errors, write_atomically
     from oppu.tasks import find_task

@@ -83,7 +83,7 @@ def export(
 
     Example: `oppu modules export --store my-store --user u17 --out u17-module`
     """
-    from oppu.personalize import export_module
+    from oppu.answering import export_module
 
     with quiet_libraries(), open_store(store, files) as opened:
         record = _find(opened, user, task, setting, version)
@@ -155,6 +155,6 @@ def delete(
 
 
 def _find(store: "Store", user: str, task: str | None, setting: str | None, version: int | None) -> "ModuleRecord":
-    from oppu.personalize import stored_module
+    from oppu.answering import stored_module
 
     return stored_module(store, user, task, setting, version)

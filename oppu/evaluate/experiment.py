@@ -15,6 +15,7 @@ from typing import Any
 
 from oppu import __version__
 from oppu.adapt import AdaptConfig, adapt_into_store, adaption_examples
+from oppu.answering import answer_users
 from oppu.describe.default import default_profiles, default_way
 from oppu.errors import ConfigError, DataError, ModelError
 from oppu.evaluate.baselines import baselines
@@ -29,7 +30,7 @@ from oppu.model.base import Base, fingerprint_of, load_base
 from oppu.model.devices import AUTO, find_device, find_dtype
 from oppu.model.engine import Progress
 from oppu.model.quantize import check_quantization
-from oppu.personalize import Plan, answer_users, base_of, longest_histories, personalize
+from oppu.personalize import Plan, base_of, longest_histories, personalize
 from oppu.records import Dataset, User, UserProfile
 from oppu.store import Store
 from oppu.store.files import make_folders, os_errors, write_atomically

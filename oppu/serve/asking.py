@@ -12,12 +12,12 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from oppu.answering import task_of
 from oppu.describe.stored import ProfilesOf
 from oppu.errors import UnknownUserError
 from oppu.examples import PLAIN, HistoryIndex, Setting, query_example
 from oppu.model.base import Base
 from oppu.model.tokens import encode
-from oppu.personalize import task_of
 from oppu.records import HistoryItem, Query, User, UserProfile
 from oppu.serve.engine import Choice, Generation
 from oppu.serve.errors import ApiError, model_not_found

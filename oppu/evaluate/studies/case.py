@@ -112,8 +112,9 @@ def _asked(trial: Trial, settings: Settings, ran: Ran, methods: Sequence[str]) -
 
 def _log_probs(trial: Trial, settings: Settings, ran: Ran, method: str) -> dict[str, list[float]]:
     """By user; what was scored before with the same modules is not scored again."""
+    from oppu.answering import score_users
     from oppu.model.base import load_base
-    from oppu.personalize import Plan, score_users
+    from oppu.personalize import Plan
     from oppu.store import Store
 
     cell = ran.cell(method)
