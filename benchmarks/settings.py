@@ -64,9 +64,9 @@ NONE = Way("no module", 0)
 RATES = (
     NONE,
     *(
-        Way(f"{rate:g}, {epochs} epochs", learning_rate=rate, epochs=epochs)
-        for epochs in (3, 6)
-        for rate in (3e-3, 1e-3, 3e-4, 1e-2)
+        Way(f"{rate:g}, {epochs} epoch{'s' * (epochs > 1)}", learning_rate=rate, epochs=epochs)
+        for epochs in (3, 1, 6)
+        for rate in (3e-3, 1e-3, 3e-4, 1e-2, 3e-2)
     ),
 )
 LAYERS = (

@@ -261,6 +261,19 @@ def test_other_data_is_another_run(out: Path, wanted: Experiment, dataset: Datas
 
 
 @pytest.mark.usefixtures("no_report")
+def test_settings_of_modules_bind_a_folder_once_it_has_modules(
+    tmp_path: Path, wanted: Experiment, dataset: Dataset, computed: list[tuple[str, int]]
+) -> None:
+    run(replace(wanted, methods=("base",)), dataset, tmp_path)
+    other = replace(wanted, methods=("base", "oppu"), personal=replace(FAST, epochs=2))
+    run(other, dataset, tmp_path)
+    assert computed == [("base", 0), ("oppu", 0)]
+    run(replace(wanted, methods=("base",)), dataset, tmp_path)
+    with pytest.raises(ConfigError, match="holds another run"):
+        run(replace(wanted, methods=("base", "oppu")), dataset, tmp_path)
+
+
+@pytest.mark.usefixtures("no_report")
 def test_fresh_starts_anew_and_leaves_what_is_not_the_runs(
     out: Path, wanted: Experiment, dataset: Dataset, computed: list[tuple[str, int]]
 ) -> None:

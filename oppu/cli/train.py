@@ -82,7 +82,7 @@ def adapt(
     Example: `oppu adapt --task movie_tagging --data data/movies --store my-store --name movies`
     """
     from oppu.adapt import AdaptConfig, adapt_into_store
-    from oppu.data import read_dataset
+    from oppu.data import read_dataset, without_test_questions
     from oppu.describe.stored import profiles_from
     from oppu.examples import Setting
     from oppu.model.quantize import cannot_merge
@@ -96,7 +96,7 @@ def adapt(
     if quantize is not None:
         raise cannot_merge("--quantize")
     found = find_task(task)
-    users = read_dataset(data, found).base_users
+    users = without_test_questions(found, read_dataset(data, found)).base_users
     profiles_of = profiles_from(profiles)
     with quiet_libraries(), Store(store, files) as opened, meter() as shown:
         given = profiles_of(opened, found, users)

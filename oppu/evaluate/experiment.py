@@ -16,6 +16,7 @@ from typing import Any
 from oppu import __version__
 from oppu.adapt import AdaptConfig, adapt_into_store, adaption_examples
 from oppu.answering import answer_users
+from oppu.data import without_test_questions
 from oppu.describe.default import default_profiles, default_way
 from oppu.errors import ConfigError, DataError, ModelError
 from oppu.evaluate.baselines import baselines
@@ -153,6 +154,7 @@ def run(
     default, and kept in the run's store; no other method may need them.
     `report`: False leaves report.html out.
     """
+    dataset = without_test_questions(experiment.task, dataset)
     users = longest_histories(dataset.users, experiment.users)
     unlabelled = [q.id for user in users for q in user.queries if q.gold is None]
     if unlabelled:
@@ -166,12 +168,14 @@ def run(
     if experiment.quantize is not None:
         check_quantization(experiment.quantize)
     fingerprint = run_fingerprint(experiment, users, dataset.base_users)
+    without_modules = _fingerprint(experiment, users, dataset.base_users, ("personal", "newest"))
     everyone = (*users, *dataset.base_users)
+    methods = {(name, k): experiment.method_of(name, k) for name, k in columns}
     wanted = {
-        (name, k): _cell_fingerprint(fingerprint, experiment.method_of(name, k), everyone, profiles, way)
-        for name, k in columns
+        column: _cell_fingerprint(fingerprint if m.personal else without_modules, m, everyone, profiles, way)
+        for column, m in methods.items()
     }
-    _prepare(out, fingerprint, fresh)
+    _prepare(out, without_modules, fingerprint if any(m.personal for m in methods.values()) else None, fresh)
     finished = {(c.method, c.k): c for c in read_cells(out) if wanted.get((c.method, c.k)) == c.fingerprint}
     with Store(out / "store") as store:
         bench = _Bench(
@@ -334,8 +338,16 @@ def run_fingerprint(
 
     Of the base it is the content that counts, whatever its name.
     """
+    return _fingerprint(experiment, users, base_users)
+
+
+def _fingerprint(
+    experiment: Experiment, users: Sequence[User], base_users: Sequence[User], without: Sequence[str] = ()
+) -> str:
+    """See `run_fingerprint`; `without`: parts of the experiment that do not count."""
     config = asdict(replace(experiment, methods=(), k=(), task=None, base=""))  # type: ignore[arg-type]
-    del config["adapt_k"]  # the methods say it
+    for part in ("adapt_k", *without):  # the methods say the first
+        del config[part]
     base = fingerprint_of(experiment.base, experiment.quantize)
     parts = [__version__, base, experiment.task.model_dump_json(), json.dumps(config, sort_keys=True, default=str)]
     digest = hashlib.sha256("\n".join(parts).encode())
@@ -365,28 +377,29 @@ def _way_of_profiles(task: Task) -> str:
     return f"{default_way(task)}: {task.profile_count or task.profile_prompt}"
 
 
-def _prepare(out: Path, fingerprint: str, fresh: bool) -> None:
-    """Make the run's folder; cells of another run's inputs are not taken for this one's."""
+def _prepare(out: Path, fingerprint: str, modules: str | None, fresh: bool) -> None:
+    """Make the run's folder; cells of another run's inputs are not taken for this one's.
+
+    `modules`: the fingerprint with the settings of modules; None where there are none, so that they may change.
+    """
+    record = out / "run.json"
     with os_errors(out):
         if fresh:
             for part in ("cells", "predictions", "store", UNDER_WAY):
                 if (out / part).exists():
                     shutil.rmtree(out / part)
-            for file in ("run.json", RESULTS_FILE, "report.html", TASK_FILE):
+            for file in (record.name, RESULTS_FILE, "report.html", TASK_FILE):
                 (out / file).unlink(missing_ok=True)
-        record = out / "run.json"
-        if record.is_file() and record.read_bytes() != _run_record(fingerprint):
+        there = json.loads(record.read_bytes()) if record.is_file() else {}
+        if there.get("fingerprint", fingerprint) != fingerprint or modules not in (None, there.get("modules", modules)):
             raise ConfigError(
                 "holds another run: its data, users, base or settings differ",
                 where=str(out),
                 fix="use --fresh to start anew, or another --out",
             )
         make_folders(out)
-    write_atomically(record, _run_record(fingerprint))
-
-
-def _run_record(fingerprint: str) -> bytes:
-    return json.dumps({"fingerprint": fingerprint}).encode()
+    kept = there | {"fingerprint": fingerprint} | ({"modules": modules} if modules is not None else {})
+    write_atomically(record, json.dumps(kept).encode())
 
 
 def _config(experiment: Experiment, command: str, profiles: Mapping[str, UserProfile] | None) -> Mapping[str, Any]:

@@ -214,7 +214,7 @@ def open_trial(
 
     A user without a question is left out: nothing of it could be scored.
     """
-    from oppu.data import read_dataset
+    from oppu.data import read_dataset, without_test_questions
     from oppu.model.base import family_of
     from oppu.personalize import longest_histories
     from oppu.recipes import recipe_for
@@ -226,14 +226,14 @@ def open_trial(
         settings = on_sample(settings)
     task, data = find_task(str(settings.task)), Path(str(settings.data))
     dataset = read_dataset(data, task)
-    base_users = dataset.base_users
     if settings.base_data is not None:
-        base_users = read_dataset(settings.base_data, task).base_users
+        dataset = replace(dataset, base_users=read_dataset(settings.base_data, task).base_users)
+    dataset = without_test_questions(task, dataset)
     users = tuple(longest_histories([user for user in dataset.users if user.queries], settings.users))
     if not any(user.history for user in users):
         raise DataError(["nobody has both a history and a question"], where=str(data), fix="use data with both")
     recipe = _with_options(recipe_for(family_of(_base_name(settings)), task), settings)
-    return Trial(settings, place, task, Dataset(users, base_users), recipe, profiles)
+    return Trial(settings, place, task, replace(dataset, users=users), recipe, profiles)
 
 
 def on_sample(settings: S, place: int = 0) -> S:
