@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -42,7 +42,8 @@ from oppu.model.embedded import EMBEDDED
 
 if TYPE_CHECKING:
     from oppu.evaluate.experiment import Stage
-    from oppu.records import User, UserProfile
+    from oppu.evaluate.grid import Planned
+    from oppu.records import Dataset, User, UserProfile
     from oppu.tasks import Task
 
 
@@ -142,9 +143,6 @@ def experiment(
 
     Example: `oppu experiment --task all --data data --methods all --seeds 0,1,2 --out runs/out/all`
     """
-    from oppu.data import development_set, read_dataset
-    from oppu.describe.default import default_way
-    from oppu.describe.stored import is_stored
     from oppu.errors import ConfigError
     from oppu.evaluate.experiment import ALL, Experiment, run
     from oppu.evaluate.grid import plan_runs
@@ -152,30 +150,16 @@ def experiment(
     from oppu.evaluate.reports.summary import summary_table
     from oppu.model.base import family_of
     from oppu.recipes import recipe_for
-    from oppu.records import Dataset
     from oppu.train import Machine
 
     is_table_1 = methods == ALL
-    if is_table_1 and k is not None:
-        raise ConfigError("the columns of Table 1 have their own numbers of items", where="--k", fix="leave out --k")
     if adapt_k is not None and not adapt:
         raise ConfigError("no base is adapted", where="--adapt-k", fix="leave out --adapt-k or --no-adapt")
+    numbers = _numbers(k, is_table_1)
     planned = plan_runs(task, _seeds(seed, seeds), data, base_data, out)
-    tasks = {each.task.name: each for each in planned}
-    if profiles is not None and not is_stored(profiles) and len(tasks) > 1:
-        raise ConfigError("a file holds the profiles of one task", where="--profiles", fix="use --profiles store")
-    datasets: dict[str, Dataset] = {}
-    given: dict[str, Mapping[str, UserProfile] | None] = {}
-    for name, each in tasks.items():  # all before the first training, so that no mistake costs hours
-        dataset = read_dataset(each.data, each.task)
-        if each.base_data is not None:
-            dataset = Dataset(dataset.users, read_dataset(each.base_data, each.task).base_users)
-        if develop is not None:
-            dataset = development_set(dataset, develop)
-        datasets[name] = dataset
-        given[name] = _profiles(profiles, store, files, each.task, [*dataset.users, *dataset.base_users])
-        if is_table_1 and profiles is None:
-            typer.echo(f"{name}: no profiles are given; they are made as by `oppu profile`: {default_way(each.task)}")
+    profiles_of = partial(_profiles, profiles, store, files)
+    # all before the first training, so that no mistake costs hours
+    inputs = _inputs(planned, develop, profiles_of, own_profiles=is_table_1 and profiles is None)
     for each in planned:
         recipe = recipe_for(family_of(base), each.task)
         personal = changed_training(
@@ -194,7 +178,7 @@ def experiment(
         wanted = Experiment(
             task=each.task,
             methods=tuple(methods.split(",")),
-            k=() if is_table_1 else tuple(_number(text) for text in ("1" if k is None else k).split(",")),
+            k=numbers,
             base=base,
             adapt=changed(recipe.adapt, epochs=adapt_epochs, seed=each.seed) if adapt else None,
             personal=personal,
@@ -209,12 +193,13 @@ def experiment(
         )
         if len(planned) > 1:
             typer.echo(f"{each.task.name}, seed {each.seed}")
+        dataset, given = inputs[each.task.name]
         with quiet_libraries(), meter() as shown:
             cells = run(
                 wanted,
-                datasets[each.task.name],
+                dataset,
                 each.out,
-                profiles=given[each.task.name],
+                profiles=given,
                 fresh=fresh,
                 command=shlex.join(["oppu", *sys.argv[1:]]),
                 machine=changed(Machine(), slots=slots, tokens_per_pass=tokens_per_pass, trunk_folder=trunk),
@@ -228,8 +213,38 @@ def experiment(
         say(write_joint_report([each.out for each in planned], out, command=command))
 
 
+def _inputs(
+    planned: "Sequence[Planned]",
+    develop: int | None,
+    profiles_of: "Callable[[Task, Sequence[User], bool], Mapping[str, UserProfile] | None]",
+    own_profiles: bool,
+) -> "dict[str, tuple[Dataset, Mapping[str, UserProfile] | None]]":
+    """Data and given profiles of each task, by its name. `own_profiles`: the runs make them, which is said here."""
+    from oppu.data import development_set, read_dataset
+    from oppu.describe.default import default_way
+    from oppu.records import Dataset
+
+    found = {}
+    tasks = {each.task.name: each for each in planned}
+    for name, each in tasks.items():
+        dataset = read_dataset(each.data, each.task)
+        if each.base_data is not None:
+            dataset = Dataset(dataset.users, read_dataset(each.base_data, each.task).base_users)
+        if develop is not None:
+            dataset = development_set(dataset, develop)
+        found[name] = dataset, profiles_of(each.task, [*dataset.users, *dataset.base_users], len(tasks) > 1)
+        if own_profiles:
+            typer.echo(f"{name}: no profiles are given; they are made as by `oppu profile`: {default_way(each.task)}")
+    return found
+
+
 def _profiles(
-    source: str | None, store: str | None, files: str | None, task: "Task", users: "Sequence[User]"
+    source: str | None,
+    store: str | None,
+    files: str | None,
+    task: "Task",
+    users: "Sequence[User]",
+    one_of_several: bool,
 ) -> "Mapping[str, UserProfile] | None":
     """What --profiles stands for. A run has a store of its own, so that with the profiles is named apart."""
     from oppu.describe.stored import is_stored, profiles_from
@@ -239,6 +254,8 @@ def _profiles(
     if source is None:
         return None
     if not is_stored(source):
+        if one_of_several:
+            raise ConfigError("a file holds the profiles of one task", where="--profiles", fix="use --profiles store")
         return read_profiles(Path(source))
     if store is None:
         raise ConfigError("no store is named", where="--profiles", fix="add --store, as it was for `oppu profile`")
@@ -263,9 +280,17 @@ def _seeds(seed: int, seeds: str | None) -> list[int]:
     return [int(text) for text in seeds.split(",")]
 
 
-def _number(text: str) -> int:
+def _numbers(k: str | None, is_table_1: bool) -> tuple[int, ...]:
+    """Those of --k; with the columns of Table 1 none."""
     from oppu.errors import ConfigError
 
-    if not text.strip().isdigit():
-        raise ConfigError(f"'{text}' is no number of items", where="--k", fix="use for example --k 1 or --k 1,2,4")
-    return int(text)
+    if is_table_1:
+        if k is not None:
+            fix = "leave out --k"
+            raise ConfigError("the columns of Table 1 have their own numbers of items", where="--k", fix=fix)
+        return ()
+    listed = ("1" if k is None else k).split(",")
+    if wrong := [text for text in listed if not text.strip().isdigit()]:
+        fix = "use for example --k 1 or --k 1,2,4"
+        raise ConfigError(f"'{wrong[0]}' is no number of items", where="--k", fix=fix)
+    return tuple(map(int, listed))
