@@ -143,6 +143,7 @@ def experiment(
 
     Example: `oppu experiment --task all --data data --methods all --seeds 0,1,2 --out runs/out/all`
     """
+    from oppu.describe.stored import is_stored
     from oppu.errors import ConfigError
     from oppu.evaluate.experiment import ALL, Experiment, run
     from oppu.evaluate.grid import plan_runs
@@ -157,6 +158,8 @@ def experiment(
         raise ConfigError("no base is adapted", where="--adapt-k", fix="leave out --adapt-k or --no-adapt")
     numbers = _numbers(k, is_table_1)
     planned = plan_runs(task, _seeds(seed, seeds), data, base_data, out)
+    if profiles is not None and not is_stored(profiles) and len({each.task.name for each in planned}) > 1:
+        raise ConfigError("a file holds the profiles of one task", where="--profiles", fix="use --profiles store")
     profiles_of = partial(_profiles, profiles, store, files)
     # all before the first training, so that no mistake costs hours
     inputs = _inputs(planned, develop, profiles_of, own_profiles=is_table_1 and profiles is None)
@@ -216,7 +219,7 @@ def experiment(
 def _inputs(
     planned: "Sequence[Planned]",
     develop: int | None,
-    profiles_of: "Callable[[Task, Sequence[User], bool], Mapping[str, UserProfile] | None]",
+    profiles_of: "Callable[[Task, Sequence[User]], Mapping[str, UserProfile] | None]",
     own_profiles: bool,
 ) -> "dict[str, tuple[Dataset, Mapping[str, UserProfile] | None]]":
     """Data and given profiles of each task, by its name. `own_profiles`: the runs make them, which is said here."""
@@ -232,19 +235,14 @@ def _inputs(
             dataset = Dataset(dataset.users, read_dataset(each.base_data, each.task).base_users)
         if develop is not None:
             dataset = development_set(dataset, develop)
-        found[name] = dataset, profiles_of(each.task, [*dataset.users, *dataset.base_users], len(tasks) > 1)
+        found[name] = dataset, profiles_of(each.task, [*dataset.users, *dataset.base_users])
         if own_profiles:
             typer.echo(f"{name}: no profiles are given; they are made as by `oppu profile`: {default_way(each.task)}")
     return found
 
 
 def _profiles(
-    source: str | None,
-    store: str | None,
-    files: str | None,
-    task: "Task",
-    users: "Sequence[User]",
-    one_of_several: bool,
+    source: str | None, store: str | None, files: str | None, task: "Task", users: "Sequence[User]"
 ) -> "Mapping[str, UserProfile] | None":
     """What --profiles stands for. A run has a store of its own, so that with the profiles is named apart."""
     from oppu.describe.stored import is_stored, profiles_from
@@ -254,8 +252,6 @@ def _profiles(
     if source is None:
         return None
     if not is_stored(source):
-        if one_of_several:
-            raise ConfigError("a file holds the profiles of one task", where="--profiles", fix="use --profiles store")
         return read_profiles(Path(source))
     if store is None:
         raise ConfigError("no store is named", where="--profiles", fix="add --store, as it was for `oppu profile`")
