@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 from browser import LOOKS, Browser, Look, chromium
+from made_runs import ALL_COLUMNS, NEWS, RATING, SOME, TITLES, made_run
 from test_report import CONFIG, TASK, grid, sizes
 from test_studies import MADE, Settings
-from test_table import ALL_COLUMNS, NEWS, RATING, SOME, TITLES, made_run
 
 from oppu.evaluate.reports.joint import write_joint_report
 from oppu.evaluate.reports.report import write_report

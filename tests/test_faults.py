@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from forks import environment
 from shell import write_task
 from store_samples import module_folders, rows_with
 from toys import COLOUR, colour_user, tiny_base_folder, write_release
@@ -70,11 +71,6 @@ def start(command: Sequence[str]) -> subprocess.Popen[str]:
     )
 
 
-def environment() -> dict[str, str]:
-    tests = Path(__file__).parent
-    return {**os.environ, "PYTHONPATH": f"{tests.parent}:{tests}", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-
-
 def checked_modules(folder: Path, users: Sequence[User]) -> dict[str, Module]:
     """What `modules_in` gives of the store in a folder."""
     with Store(folder) as store:
@@ -107,6 +103,7 @@ import json, os, random, signal, sqlite3, sys, time
 from contextlib import closing
 from pathlib import Path
 
+from forks import ended, fork
 from oppu.data import read_dataset
 from oppu.model.base import load_base
 from oppu.model.kinds import LoraConfig
@@ -121,7 +118,6 @@ from transformers.utils import logging
 logging.disable_progress_bar()
 
 folder, kills, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-assert len(os.listdir("/proc/self/task")) == 1, "a fork would lose threads"
 
 def work(place, tell):
     task, base = find_task(str(folder / "colour.toml")), load_base(str(folder / "tiny"))
@@ -136,25 +132,7 @@ def work(place, tell):
             tell(f"{result.status} {result.user_id}")
     tell("E")
 
-def fork(place):
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            os.close(reading)
-            work(place, lambda line: os.write(writing, (line + "\\n").encode()))
-            code = 0
-        finally:
-            os._exit(code)
-    os.close(writing)
-    return child, os.fdopen(reading)
-
-def ended(child, said):
-    lines = said.read().split("\\n")
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), [line for line in lines if " " in line]
-
-child, said = fork(folder / "measured")
+child, said = fork(folder / "measured", work)
 assert said.readline() == "T\\n"
 began = time.monotonic()
 assert ended(child, said)[0] == 0
@@ -166,14 +144,15 @@ while done < kills:
     number += 1
     code = None
     while code != 0:
-        child, said = fork(place)
+        child, said = fork(place, work)
         delay, hit = chance.uniform(0, length / 2), False
         if said.readline() == "T\\n" and done < kills:
             time.sleep(delay)
             os.kill(child, signal.SIGKILL)
-        code, lines = ended(child, said)
+        code, told = ended(child, said)
         assert code in (0, -signal.SIGKILL), code
         done += code != 0
+        lines = [line for line in told if " " in line]
         with closing(sqlite3.connect(place / "oppu.db")) as database:
             (puts,) = database.execute("SELECT count(*) FROM puts").fetchone()
         print(json.dumps({"store": place.name, "code": code, "delay": delay, "lines": lines, "puts": puts}), flush=True)
