@@ -78,7 +78,7 @@ def adaption_fingerprint(base: Base, task: Task, examples: Sequence[Example], co
     parts = [__version__, base.fingerprint, task.model_dump_json(), json.dumps(asdict(config), sort_keys=True)]
     digest = hashlib.sha256("\n".join(parts).encode())
     for example in examples:
-        digest.update(f"\0{example.prompt}\0{example.answer}".encode())
+        digest.update(f"\0{example.prompt}\0{example.written}".encode())
     return digest.hexdigest()
 
 

@@ -10,7 +10,7 @@ from typing import Self
 
 from oppu.errors import ConfigError
 from oppu.profiles import shown_profile
-from oppu.prompts import build_prompt, context_lines, training_pair, with_context
+from oppu.prompts import build_prompt, context_lines, options, training_pair, with_context
 from oppu.records import Example, HistoryItem, Query, User, UserProfile
 from oppu.retrieval import RETRIEVERS, Retriever, make_retriever
 from oppu.tasks import Task
@@ -113,7 +113,7 @@ def query_example(index: HistoryIndex, user_id: str, query: Query, profile: User
     retrieved = index.retrieve(task.search_text(query.fields), query.time)
     shown = shown_profile(profile, query.time) if index.setting.profile else None
     prompt = build_prompt(task, query.fields, retrieved, shown)
-    return Example(user_id, query.id, prompt, query.gold, _ids(retrieved))
+    return Example(user_id, query.id, prompt, query.gold, _ids(retrieved), options(task, query.fields))
 
 
 def _document(task: Task, item: HistoryItem) -> str:

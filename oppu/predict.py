@@ -66,14 +66,16 @@ def score_labels(
 ) -> torch.Tensor:
     """log p(label | prompt) of each allowed label with its end, [questions, labels].
 
-    All labels of all questions of a user are branches of one packed row: a prompt is computed once.
+    Where labels stand for texts of the question's own (`Task.options`), the mean over a text's tokens. All labels of
+    all questions of a user are branches of one packed row: a prompt is computed once.
     """
     branches = _branches(base, task, questions, max_tokens, virtual_tokens)
     unanswered = dict(enumerate(branches))
     found: dict[tuple[int, Encoded], float] = {}
 
     def scores_of(place: int) -> list[float]:
-        return [found[questions[place].slot, branch] for branch in branches[place]]
+        slot, options = questions[place].slot, questions[place].example.options
+        return [found[slot, branch] / (branch.answer_tokens if options else 1) for branch in branches[place]]
 
     def tell(rows: Sequence[SlotRow]) -> None:
         slots = {row.slot for row in rows}
@@ -222,14 +224,15 @@ def _prompts(base: Base, questions: Sequence[Question], room: int, virtual_token
 def _branches(
     base: Base, task: Task, questions: Sequence[Question], max_tokens: int, virtual_tokens: int
 ) -> list[list[Encoded]]:
-    """For each question, the prompt continued by each label."""
-    labels = {prefix: encode_answers(base.tokenizer, [prefix + label for label in task.labels]) for prefix in ("", " ")}
-    room = max_tokens - max(len(tokens) for listed in labels.values() for tokens in listed)
+    """For each question, the prompt continued by each label, or by the text that the label stands for."""
+    texts = [
+        tuple(answer_text(q.example.prompt, text) for text in dict(q.example.options).values() or task.labels)
+        for q in questions
+    ]
+    answers = {each: encode_answers(base.tokenizer, each) for each in set(texts)}
+    room = max_tokens - max(len(tokens) for listed in answers.values() for tokens in listed)
     prompts = _prompts(base, questions, room, virtual_tokens)
     return [
-        [
-            Encoded((*prompt.tokens, *label), len(prompt.tokens))
-            for label in labels[answer_text(question.example.prompt, "")]
-        ]
-        for question, prompt in zip(questions, prompts, strict=True)
+        [Encoded((*prompt.tokens, *label), len(prompt.tokens)) for label in answers[each]]
+        for prompt, each in zip(prompts, texts, strict=True)
     ]

@@ -30,6 +30,12 @@ def question(task: Task, fields: Mapping[str, str]) -> str:
     return fill(task.prompt, fields, task.max_item_words)
 
 
+def options(task: Task, fields: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Each label with the text that it stands for in a question; nothing where labels stand for themselves."""
+    texts = (fill(text, fields, task.max_item_words) for text in task.options)
+    return tuple(zip(task.labels, texts, strict=True)) if task.options else ()
+
+
 def training_pair(task: Task, item: HistoryItem) -> tuple[str, str]:
     """(x_u, y_u) of a history item; x_u is empty where the history has no task output (section 3)."""
     form = _form(task, item)

@@ -61,6 +61,13 @@ class Example:
     answer: str | None
     retrieved: tuple[str, ...] = field(default=())
     """Ids of the history items shown in the prompt, best first."""
+    options: tuple[tuple[str, str], ...] = field(default=())
+    """Of a question whose labels stand for texts of its own: each label with its text."""
+
+    @property
+    def written(self) -> str | None:
+        """The answer as the model reads it: a label's own text in place of the label, where there is one."""
+        return None if self.answer is None else dict(self.options).get(self.answer, self.answer)
 
 
 @dataclass(frozen=True, slots=True)

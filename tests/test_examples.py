@@ -238,6 +238,16 @@ def test_a_citation_without_a_reference_trains_on_its_title() -> None:
 # settings
 
 
+def test_a_label_that_stands_for_a_text_is_learnt_and_asked_as_that_text() -> None:
+    choice = COLOUR.model_copy(update={"labels": ("A", "B"), "options": ("{first}", "a {second} one")})
+    fields = {"text": "box", "first": "red", "second": "blue"}
+    (asked,) = query_examples(choice, User("u", (), (Query("q", "box?", fields, "B"),)))
+    assert asked.options == (("A", "red"), ("B", "a blue one"))
+    assert (asked.prompt, asked.answer, asked.written) == ("thing: box colour:", "B", "a blue one")
+    (plain,) = query_examples(COLOUR, User("u", (), (Query("q", "box?", fields, "red"),)))
+    assert (plain.options, plain.answer, plain.written) == ((), "red", "red")
+
+
 @pytest.mark.parametrize(
     ("setting", "name"),
     [

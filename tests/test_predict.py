@@ -1,6 +1,7 @@
 """Answers of many users in one batch are those of transformers + PEFT for each question alone."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from oppu.model.bank import Bank
 from oppu.model.base import Base
 from oppu.model.decode import Decoder, Prompt
 from oppu.model.kinds import LoraConfig
-from oppu.predict import Question, answer, generate, score_labels
+from oppu.predict import Question, answer, generate, score_answers, score_labels
 from oppu.records import Example
 from oppu.tasks import HistoryForm, Task
 
@@ -91,6 +92,17 @@ def test_packed_label_scores_equal_each_sequence_by_itself(base: Base, bank: Ban
                 logits = model(input_ids=torch.tensor([start + end])).logits[0, len(start) - 1 : -1]
             expected = logits.log_softmax(-1)[torch.arange(len(end)), torch.tensor(end)].sum()
             assert float(score) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_a_label_that_stands_for_a_text_is_scored_by_its_mean_token(base: Base, bank: Bank) -> None:
+    texts = ("a red one", "b", "ab ab ab", "sad")
+    assert len(texts) == len(LABELS.labels)
+    options = tuple(zip(LABELS.labels, texts, strict=True))
+    asked = [replace(q, example=replace(q.example, options=options)) for q in QUESTIONS]
+    scores = score_labels(base, LABELS, asked, tokens_per_pass=60)
+    for place, text in enumerate(texts):
+        written = [replace(q, example=replace(q.example, answer=text)) for q in QUESTIONS]
+        assert scores[:, place].tolist() == pytest.approx(score_answers(base, written), rel=1e-4)
 
 
 def test_an_answer_is_the_label_of_the_highest_score(base: Base, bank: Bank) -> None:

@@ -138,6 +138,7 @@ def test_every_wrong_key_is_named_at_once(tmp_path: Path) -> None:
         ("kind", '"rating"', "task: the labels of a rating task must be numbers"),
         ("labels", '["one"]', "task: a label task needs at least two labels"),
         ("labels", '["one", "one"]', "task: labels must differ from each other"),
+        ("options", '["{a}"]', "task: options are the texts of a label task's labels, one for each label"),
         ("prompt", '"What?"', "task: the prompt names no field of the question, such as {input}"),
         ("prompt", '"What {text"', "prompt: not a template: expected '}' before end of string; write a brace that"),
         ("prompt", '"What {}"', "prompt: '' in braces is no field's name; write a brace that"),

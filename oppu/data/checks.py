@@ -60,7 +60,7 @@ def answer_field(task: Task, form: HistoryForm) -> str | None:
     A citation's history asks another question and tweets ask none: their answers are not the task's.
     """
     names = template_fields(form.answer)
-    if len(names) != 1 or template_fields(form.prompt) != template_fields(task.prompt):
+    if len(names) != 1 or template_fields(form.prompt) != task.question_fields:
         return None
     (name,) = names
     return name if form.answer == f"{{{name}}}" else None
@@ -78,7 +78,7 @@ def _sign_of_another_task(raw: Sequence[RawUser], task: Task) -> str | None:
 
 
 def _has_parts(query: RawQuery, task: Task) -> bool:
-    return "input" not in query.fields or template_fields(task.prompt) <= query.fields.keys()
+    return "input" not in query.fields or task.question_fields <= query.fields.keys()
 
 
 def _checked_user(raw: RawUser, task: Task, problems: Problems, need_history: bool, merge_repeats: bool) -> User:
@@ -177,7 +177,7 @@ def _checked_query(raw: RawQuery, task: Task, problems: Problems) -> Query:
 
 def _question_parts(raw: RawQuery, task: Task, problems: Problems) -> Mapping[str, str]:
     """The fields that the task's prompt asks for: given as such, or cut out of `input` by the task's markers."""
-    needed = template_fields(task.prompt)
+    needed = task.question_fields
     text = raw.fields.get("input")
     if needed <= raw.fields.keys():
         parts = raw.fields

@@ -105,7 +105,7 @@ def _item_fields(fields: Mapping[str, str], task: Task) -> Mapping[str, str]:
 
 def _query_fields(fields: Mapping[str, str], task: Task) -> Mapping[str, str]:
     """`input` under the name of the one thing that the prompt asks for; a question in the benchmark's words stays."""
-    asked = template_fields(task.prompt)
+    asked = task.question_fields
     if asked <= fields.keys() or task.parse_query(fields.get("input", "")) is not None:
         return fields
     renamed = _renamed(fields, {"input": asked})

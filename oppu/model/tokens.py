@@ -43,7 +43,7 @@ def encode(
     if not listed:
         return []
     prompts = tokenizer([e.prompt for e in listed]).input_ids
-    texts = [answer_text(e.prompt, e.answer or "") for e in listed]
+    texts = [answer_text(e.prompt, e.written or "") for e in listed]
     ends = encode_answers(tokenizer, texts) if answers else [[] for _ in listed]
     return [_join(tokenizer, p, a, max_tokens, e) for p, a, e in zip(prompts, ends, listed, strict=True)]
 

@@ -89,6 +89,10 @@ class Task(BaseModel):
     search_fields: tuple[str, ...] = Field(min_length=1)
     """Fields by which items are looked up, in a question and in an item alike; missing ones are skipped."""
     labels: tuple[str, ...] = ()
+    options: tuple[Template, ...] = Field(default=(), exclude_if=lambda options: not options)
+    """What each of the `labels` stands for in a question, such as {option1}, in the labels' order. The label is chosen
+    whose text is likeliest after the prompt, by the mean over its tokens; such texts are what a base learns to write.
+    Empty: the labels themselves are scored."""
     lamp_id: str = ""
     """The benchmark's name for the task, written into prediction files; empty: `name`."""
     query_pattern: str = ""
@@ -125,6 +129,8 @@ class Task(BaseModel):
             raise ValueError(f"a {self.kind} task needs at least two labels")
         if len(set(self.labels)) != len(self.labels):
             raise ValueError("labels must differ from each other")
+        if self.options and (self.kind != "label" or len(self.options) != len(self.labels)):
+            raise ValueError("options are the texts of a label task's labels, one for each label")
         if self.kind == "rating" and not all(_is_number(label) for label in self.labels):
             raise ValueError("the labels of a rating task must be numbers")
         counted = template_fields(self.profile_count)
@@ -139,6 +145,11 @@ class Task(BaseModel):
     def benchmark_name(self) -> str:
         """The name that prediction files carry."""
         return self.lamp_id or self.name
+
+    @property
+    def question_fields(self) -> frozenset[str]:
+        """The fields that a question must have."""
+        return template_fields(self.prompt).union(*map(template_fields, self.options))
 
     def form_for(self, fields: Mapping[str, str]) -> HistoryForm | None:
         """The first history form that an item with these fields can fill; None when there is none."""
@@ -157,7 +168,7 @@ class Task(BaseModel):
         parsed = self.parse_query(text)
         if parsed is not None:
             return parsed
-        names = sorted(template_fields(self.prompt))
+        names = sorted(self.question_fields)
         if len(names) != 1:
             raise ConfigError(
                 f"a question of task {self.name} has the parts {', '.join(names)}, which are not found in the text",
