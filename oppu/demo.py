@@ -9,7 +9,8 @@ from pathlib import Path
 
 from oppu.data import read_dataset
 from oppu.data.sample import sample_tasks
-from oppu.evaluate.experiment import Experiment, Stage, run
+from oppu.evaluate.design import Experiment
+from oppu.evaluate.experiment import Stage, run
 from oppu.evaluate.results import Cell
 from oppu.model.embedded import EMBEDDED
 from oppu.recipes import recipe_for

@@ -13,7 +13,8 @@ from toys import COLOUR, FAST, colour_user, tiny_base_folder, write_release
 from oppu.data import read_dataset
 from oppu.errors import ConfigError, DataError, StoreError
 from oppu.evaluate import experiment as module
-from oppu.evaluate.experiment import Experiment, Stage, method, run
+from oppu.evaluate.design import Experiment, method
+from oppu.evaluate.experiment import Stage, run
 from oppu.evaluate.results import Cell
 from oppu.examples import PLAIN, Setting
 from oppu.records import Dataset

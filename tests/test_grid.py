@@ -16,7 +16,8 @@ from oppu.describe.default import default_profiles
 from oppu.errors import ConfigError
 from oppu.evaluate import experiment as module
 from oppu.evaluate.columns import TABLE_1
-from oppu.evaluate.experiment import ALL, Experiment, method, run
+from oppu.evaluate.design import ALL, Experiment, method
+from oppu.evaluate.experiment import run
 from oppu.evaluate.grid import plan_runs
 from oppu.evaluate.results import read_cells
 from oppu.examples import PLAIN, Setting

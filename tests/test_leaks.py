@@ -19,7 +19,8 @@ from oppu.data.sample import sample_tasks
 from oppu.describe.stored import stored_profiles
 from oppu.describe.users import describe
 from oppu.evaluate import experiment as module
-from oppu.evaluate.experiment import Experiment, run
+from oppu.evaluate.design import Experiment
+from oppu.evaluate.experiment import run
 from oppu.model.kinds import LoraConfig
 from oppu.records import Dataset, Example, HistoryItem, Query, User, UserProfile
 from oppu.store import Store

@@ -23,6 +23,7 @@ from toys import COLOUR, FAST, MOTTO, colour_user, motto_user, tiny_base_folder
 from oppu.errors import DataError
 from oppu.evaluate import experiment
 from oppu.evaluate.baselines import baselines, constant_outputs, majority_outputs, user_mean_outputs
+from oppu.evaluate.design import Experiment
 from oppu.evaluate.metrics import HIGHER_IS_BETTER, METRICS, per_query, primary_metric, score
 from oppu.evaluate.results import Cell, Prediction, write_results
 from oppu.records import Dataset, HistoryItem, Query, User
@@ -337,7 +338,7 @@ def test_the_figures_of_an_experiment_are_those_of_its_predictions_scored_by_oth
     if task is RATED:
         users = [rated(user) for user in users]
     strong = replace(FAST, epochs=4, learning_rate=3e-2)
-    wanted = experiment.Experiment(
+    wanted = Experiment(
         task, ("base", "rag", "oppu"), (1,), str(tiny_base_folder(tmp_path / "tiny")), None, strong
     )
     experiment.run(wanted, Dataset(tuple(users)), tmp_path / "out")

@@ -27,7 +27,7 @@ from shell import write_task
 from store_samples import module_folders
 from toys import COLOUR, colour_user, colour_users, tiny_base_folder, write_release
 
-from oppu.evaluate.experiment import Experiment
+from oppu.evaluate.design import Experiment
 from oppu.model.base import load_base
 from oppu.store import Store
 

@@ -17,7 +17,8 @@ from toys import COLOUR, FAST, colour_user, tiny_base_folder, write_release
 from oppu.data import read_dataset
 from oppu.errors import ConfigError
 from oppu.evaluate import experiment as module
-from oppu.evaluate.experiment import Experiment, Stage, run
+from oppu.evaluate.design import Experiment
+from oppu.evaluate.experiment import Stage, run
 from oppu.evaluate.results import Cell
 from oppu.records import Dataset, User
 from oppu.store import Store

@@ -12,7 +12,8 @@ from trials import TINY, sample
 
 from oppu.adapt import adapt
 from oppu.errors import ConfigError, DataError
-from oppu.evaluate.experiment import Experiment, run
+from oppu.evaluate.design import Experiment
+from oppu.evaluate.experiment import run
 from oppu.evaluate.lab.trial import (
     Ran,
     Trial,

@@ -9,7 +9,7 @@ from typing import Any
 from shell import done
 from toys import tiny_base_folder
 
-from oppu.data import read_dataset
+from oppu.data import read_dataset, without_test_questions
 from oppu.data.sample import sample_tasks
 from oppu.personalize import longest_histories
 from oppu.records import User
@@ -49,7 +49,7 @@ def sample(place: int = 0) -> tuple[Task, tuple[User, ...], tuple[User, ...]]:
     """A sample task, the users that a tiny study takes, and the held-out users."""
     chosen = sample_tasks()[place]
     task = task_from_toml(chosen.task)
-    dataset = read_dataset(chosen.data, task)
+    dataset = without_test_questions(task, read_dataset(chosen.data, task))
     return task, tuple(longest_histories(dataset.users, USERS)), dataset.base_users
 
 

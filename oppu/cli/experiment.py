@@ -145,7 +145,8 @@ def experiment(
     """
     from oppu.describe.stored import is_stored
     from oppu.errors import ConfigError
-    from oppu.evaluate.experiment import ALL, Experiment, run
+    from oppu.evaluate.design import ALL, Experiment
+    from oppu.evaluate.experiment import run
     from oppu.evaluate.grid import plan_runs
     from oppu.evaluate.reports.joint import write_joint_report
     from oppu.evaluate.reports.summary import summary_table

@@ -5,7 +5,6 @@ minute before. Bases and modules lie in the run's own store, so that the answers
 --store OUT/store`).
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from oppu import __version__
 from oppu.adapt import AdaptConfig, adapt_into_store, adaption_examples
 from oppu.answering import answer_users
 from oppu.data import without_test_questions
@@ -21,13 +19,13 @@ from oppu.describe.default import default_profiles, default_way
 from oppu.errors import ConfigError, DataError, ModelError
 from oppu.evaluate.baselines import baselines
 from oppu.evaluate.circumstances import versions
-from oppu.evaluate.columns import TABLE_1
+from oppu.evaluate.design import Experiment, cell_fingerprint, fingerprint_without, method, run_fingerprint
 from oppu.evaluate.reports.report import write_report
 from oppu.evaluate.results import RESULTS_FILE, TASK_FILE, Cell, Prediction, read_cells, write_cell, write_results
 from oppu.evaluate.under_way import FOLDER as UNDER_WAY
 from oppu.evaluate.under_way import UnderWay, forget
 from oppu.examples import PLAIN, Setting
-from oppu.model.base import Base, fingerprint_of, load_base
+from oppu.model.base import Base, load_base
 from oppu.model.devices import AUTO, find_device, find_dtype
 from oppu.model.engine import Progress
 from oppu.model.quantize import check_quantization
@@ -36,92 +34,7 @@ from oppu.records import Dataset, User, UserProfile
 from oppu.store import Store
 from oppu.store.files import make_folders, os_errors, write_atomically
 from oppu.tasks import Task
-from oppu.train import Machine, TrainConfig
-
-ALL = "all"
-"""In place of methods: the columns of Table 1, which have their own numbers of retrieved items."""
-
-
-@dataclass(frozen=True, slots=True)
-class Method:
-    """A column of Table 1: what the prompt shows, what the base was adapted with, and whether there is a module."""
-
-    setting: Setting
-    adapted_with: Setting
-    personal: bool
-
-
-def method(name: str, k: int, seed: int, adapt_k: int | None = None) -> Method:
-    """A method of the paper's tables by its name; ConfigError for an unknown one. `adapt_k`: see `Experiment`."""
-    retrieval = Setting(k=k, seed=seed)
-    profile, both = Setting(profile=True, seed=seed), Setting(k=k, profile=True, seed=seed)
-    for_retrieval, for_profile, for_both = retrieval, profile, both
-    if adapt_k is not None:  # Theta^(R) and Theta^(P), one of each
-        for_retrieval = replace(retrieval, k=adapt_k) if k > 0 else retrieval
-        for_profile = for_both = Setting(k=adapt_k, profile=True, seed=seed)
-    methods = {
-        "base": Method(PLAIN, PLAIN, False),
-        "random": Method(Setting(k=k, retriever="random", seed=seed), for_retrieval, False),
-        "rag": Method(retrieval, for_retrieval, False),
-        "oppu": Method(PLAIN, PLAIN, True),
-        "oppu+rag": Method(retrieval, for_retrieval, True),
-        "pag": Method(profile, for_profile, False),
-        "pag+rag": Method(both, for_both, False),
-        "oppu+pag": Method(profile, for_profile, True),
-        "oppu+pag+rag": Method(both, for_both, True),
-    }
-    if name not in methods:
-        fix = f"use some of: {', '.join(methods)}, or {ALL}"
-        raise ConfigError(f"unknown method '{name}'", where="--methods", fix=fix)
-    return methods[name]
-
-
-@dataclass(frozen=True, slots=True)
-class Experiment:
-    """What is compared, on whom, and how everything is trained."""
-
-    task: Task
-    methods: tuple[str, ...]
-    """Names of methods, or ALL alone."""
-    k: tuple[int, ...]
-    """Numbers of retrieved items; with ALL those of Table 1."""
-    base: str
-    adapt: TrainConfig | None
-    """None: no task adaption; every method uses the base as it is."""
-    personal: TrainConfig
-    users: int | None = None
-    """The users with the longest histories, so many; None: all."""
-    newest: int | None = None
-    pairs: int | None = None
-    histories: bool = True
-    seed: int = 0
-    dtype: str = AUTO
-    quantize: str | None = None
-    """How the base is rounded for modules and answers; the task adaption before that is in full precision."""
-    adapt_k: int | None = None
-    """Retrieved items in the prompts of the one retrieval base and the one profile base (section 2.2); None: a method's
-    base was adapted with the prompts that the method shows, a base for each k, as in the published code."""
-
-    @property
-    def is_table_1(self) -> bool:
-        """Whether the columns of Table 1 are wanted."""
-        return self.methods == (ALL,)
-
-    def method_of(self, name: str, k: int) -> Method:
-        """One of its methods."""
-        return method(name, k, self.seed, self.adapt_k)
-
-    def columns(self) -> list[tuple[str, int]]:
-        """(method, k) of each row of the table; methods without retrieval have k = 0."""
-        if self.is_table_1:
-            return [(column.method, column.k) for column in TABLE_1]
-        listed: list[tuple[str, int]] = []
-        for name in self.methods:
-            for k in self.k:
-                column = (name, method(name, k, self.seed).setting.k)
-                if column not in listed:
-                    listed.append(column)
-        return listed
+from oppu.train import Machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,11 +81,11 @@ def run(
     if experiment.quantize is not None:
         check_quantization(experiment.quantize)
     fingerprint = run_fingerprint(experiment, users, dataset.base_users)
-    without_modules = _fingerprint(experiment, users, dataset.base_users, ("personal", "newest"))
+    without_modules = fingerprint_without(experiment, users, dataset.base_users, ("personal", "newest"))
     everyone = (*users, *dataset.base_users)
     methods = {(name, k): experiment.method_of(name, k) for name, k in columns}
     wanted = {
-        column: _cell_fingerprint(fingerprint if m.personal else without_modules, m, everyone, profiles, way)
+        column: cell_fingerprint(fingerprint if m.personal else without_modules, m, everyone, profiles, way)
         for column, m in methods.items()
     }
     _prepare(out, without_modules, fingerprint if any(m.personal for m in methods.values()) else None, fresh)
@@ -327,50 +240,6 @@ class _Bench:
 
 def _baseline(name: str, predictions: Sequence[Prediction]) -> Cell:
     return Cell(name, 0, tuple(predictions), 0.0)
-
-
-def run_fingerprint(
-    experiment: Experiment,
-    users: Sequence[User],
-    base_users: Sequence[User],
-) -> str:
-    """Over what decides the numbers of every cell; the choice of methods and of k decides which cells there are.
-
-    Of the base it is the content that counts, whatever its name.
-    """
-    return _fingerprint(experiment, users, base_users)
-
-
-def _fingerprint(
-    experiment: Experiment, users: Sequence[User], base_users: Sequence[User], without: Sequence[str] = ()
-) -> str:
-    """See `run_fingerprint`; `without`: parts of the experiment that do not count."""
-    config = asdict(replace(experiment, methods=(), k=(), task=None, base=""))  # type: ignore[arg-type]
-    for part in ("adapt_k", *without):  # the methods say the first
-        del config[part]
-    base = fingerprint_of(experiment.base, experiment.quantize)
-    parts = [__version__, base, experiment.task.model_dump_json(), json.dumps(config, sort_keys=True, default=str)]
-    digest = hashlib.sha256("\n".join(parts).encode())
-    for user in (*users, *base_users):
-        digest.update(json.dumps(asdict(user), sort_keys=True).encode())
-    return digest.hexdigest()
-
-
-def _cell_fingerprint(
-    run: str, method: Method, everyone: Sequence[User], profiles: Mapping[str, UserProfile] | None, way: str
-) -> str:
-    """Over what decides a cell: what decides all of them, the method, and the profiles where it shows them.
-
-    `way`: how the run makes them itself from the histories, which are in `run`; empty: they are given.
-    """
-    digest = hashlib.sha256(f"{run}\n{json.dumps(asdict(method), sort_keys=True)}".encode())
-    if method.setting.profile and way:
-        digest.update(way.encode())
-    for user in everyone if method.setting.profile else ():
-        profile = (profiles or {}).get(user.id)
-        told = profile if profile is None or isinstance(profile, str) else [asdict(each) for each in profile]
-        digest.update(json.dumps([user.id, told], sort_keys=True).encode())
-    return digest.hexdigest()
 
 
 def _way_of_profiles(task: Task) -> str:

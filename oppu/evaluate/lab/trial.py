@@ -135,7 +135,8 @@ class Trial:
         `name`: for the folder and the progress. `dataset`, `task`, `personal`: in place of the trial's own; the base
         is adapted on the trial's own task and data all the same.
         """
-        from oppu.evaluate.experiment import Experiment, method, run, run_fingerprint
+        from oppu.evaluate.design import Experiment, method, run_fingerprint
+        from oppu.evaluate.experiment import run
 
         seed, data = self.settings.seed, dataset if dataset is not None else self.dataset
         groups: dict[Setting, tuple[int, list[str]]] = {}

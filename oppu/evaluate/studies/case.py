@@ -134,7 +134,7 @@ def _log_probs(trial: Trial, settings: Settings, ran: Ran, method: str) -> dict[
 
 
 def _setting(method: str, settings: Settings) -> "Setting":
-    from oppu.evaluate.experiment import method as find_method
+    from oppu.evaluate.design import method as find_method
 
     return find_method(method, settings.k, settings.seed).setting
 
