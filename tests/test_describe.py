@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from conftest import tiny_model
@@ -115,7 +116,7 @@ def test_profiles_are_made_at_equal_distances_and_last_of_the_whole_history() ->
 def test_a_history_that_is_too_long_is_taken_in_parts_which_its_profiles_share() -> None:
     user = marked_user("ann", ASKED, tuple(map(float, range(40))))
     writer = Parrot(context=320)
-    texts = write_profiles(ASKED, in_order(user.history), cuts(40, 4), writer)
+    (texts,) = write_profiles(ASKED, [(in_order(user.history), cuts(40, 4))], writer)
     assert [len(marks(text)) for text in texts] == [10, 20, 30, 40]
     assert all("\n" not in text for text in texts)
     assert len(writer.asked) == len(set(writer.asked))
@@ -125,13 +126,13 @@ def test_a_history_that_is_too_long_is_taken_in_parts_which_its_profiles_share()
 def test_an_item_that_is_too_long_by_itself_is_cut(folder_store: Store) -> None:
     long = HistoryItem("0", {"text": "annx0x " + "word " * 900, "colour": "red"}, 0.0)
     task = ASKED.model_copy(update={"max_shown_words": 10_000})
-    (text,) = write_profiles(task, (long,), (1,), Parrot(context=200))
+    ((text,),) = write_profiles(task, [((long,), (1,))], Parrot(context=200))
     assert marks(text) == {("ann", 0)}
 
 
 def test_a_model_with_too_little_room_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"model:parrot: a request and its answer leave 56 of .*, and 82 are needed"):
-        write_profiles(ASKED, marked_user("ann", ASKED, (0.0,)).history, (1,), Parrot(context=100))
+        write_profiles(ASKED, [(marked_user("ann", ASKED, (0.0,)).history, (1,))], Parrot(context=100))
 
 
 # what is kept
@@ -158,9 +159,10 @@ def test_profiles_are_kept_with_their_items_and_made_again_only_where_something_
     assert store.ways_of_profiles(ASKED.name) == ("model:parrot",)
 
 
-def test_a_user_for_whom_the_model_fails_is_named_and_the_others_go_on(folder_store: Store) -> None:
+@pytest.mark.parametrize("together", [1, 2, 9])
+def test_a_user_for_whom_the_model_fails_is_named_and_the_others_go_on(folder_store: Store, together: int) -> None:
     users = [marked_user(name, ASKED, (0.0, 1.0)) for name in ("ann", "bob", "cid")]
-    results = list(describe(folder_store, ASKED, users, Parrot(refuses="bobx1x")))
+    results = list(describe(folder_store, ASKED, users, Parrot(refuses="bobx1x", together=together)))
     assert [result.status for result in results] == ["made", "failed", "made"]
     assert results[1] == Described("bob", "failed", "user bob: parrot: it would not")
     assert [record.user_id for record in folder_store.profiles(ASKED.name)] == ["ann", "cid"]
@@ -247,6 +249,21 @@ def test_a_base_writes_profiles_of_histories_longer_than_itself(folder_store: St
     (record,) = folder_store.profiles(ASKED.name)
     assert (record.made, len(record.profiles)) == ("model:tiny", 4)
     assert all(0 < writer.tokens(profile.text) <= 20 for profile in record.profiles)
+
+
+def test_users_that_are_asked_for_together_have_the_profiles_that_each_has_alone(tmp_path: Path) -> None:
+    users = [colour_user(name, items) for name, items in (("ann", 60), ("bob", 5), ("cid", 0), ("dan", 9))]
+    found = {}
+    for together in (1, 3):
+        writer = LocalWriter(chatting_base(), 20)
+        writer.together = together
+        with Store(tmp_path / str(together)) as store:
+            found[together] = [
+                [result.status for result in describe(store, ASKED, users, writer)],
+                [(record.user_id, record.profiles) for record in store.profiles(ASKED.name)],
+            ]
+    assert found[1] == found[3]
+    assert found[1][0] == ["made", "made", "no history", "made"]
 
 
 def test_a_request_that_does_not_fit_is_refused(base: Base) -> None:

@@ -48,6 +48,7 @@ class Echo:
 
     answer_tokens: int = 400
     context: int = 100_000
+    together: int = 3
     fingerprint: str = "echo"
     made: str = "model:echo"
     asked: list[str] = field(default_factory=list)

@@ -338,9 +338,7 @@ def test_the_figures_of_an_experiment_are_those_of_its_predictions_scored_by_oth
     if task is RATED:
         users = [rated(user) for user in users]
     strong = replace(FAST, epochs=4, learning_rate=3e-2)
-    wanted = Experiment(
-        task, ("base", "rag", "oppu"), (1,), str(tiny_base_folder(tmp_path / "tiny")), None, strong
-    )
+    wanted = Experiment(task, ("base", "rag", "oppu"), (1,), str(tiny_base_folder(tmp_path / "tiny")), None, strong)
     experiment.run(wanted, Dataset(tuple(users)), tmp_path / "out")
     golds = {query.id: str(query.gold) for user in users for query in user.queries}
     rows = assert_rows_are_those_of_others(tmp_path / "out", task, golds)

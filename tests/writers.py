@@ -22,6 +22,7 @@ class Parrot:
 
     answer_tokens: int = 40
     context: int = 10_000
+    together: int = 1
     fingerprint: str = "parrot 1"
     made: str = "model:parrot"
     refuses: str = "no such word"

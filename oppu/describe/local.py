@@ -19,6 +19,9 @@ _SEAMS = 8
 class LocalWriter:
     """A loaded base as a `Writer`. One without a chat template gets the request as it is."""
 
+    together = 4
+    """As many as fill a batch, with the usual number of profiles of each."""
+
     def __init__(self, base: Base, answer_tokens: int = ANSWER_TOKENS, context: int | None = None) -> None:
         """`context`: at most so many tokens for a request and its answer; None: as many as the base takes."""
         self.answer_tokens = answer_tokens

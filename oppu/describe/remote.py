@@ -27,6 +27,9 @@ _GO_ON = "the profiles that were made are kept, and the same command goes on fro
 class RemoteWriter:
     """A model behind a URL as a `Writer`. Close it, or use it in a `with` statement."""
 
+    together = 1
+    """A refused request then costs its own user's alone."""
+
     def __init__(
         self,
         url: str,

@@ -1,12 +1,12 @@
 """Users -> profiles in the store. What was made from the same items in the same way is not made again.
 
-A user's profiles are committed by themselves (counted ones some hundred users at a time), so an interrupted run goes
-on where it stopped.
+Profiles are committed a few users at a time (counted ones some hundred), so an interrupted run goes on where it
+stopped.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
@@ -44,7 +44,7 @@ class Described:
 def describe(
     store: Store, task: Task, users: Iterable[User], writer: Writer | None = None, steps: int = STEPS
 ) -> Iterator[Described]:
-    """Make each user's profiles and keep them in the store, those of a user together.
+    """Make each user's profiles and keep them in the store, those of a user together, each user once.
 
     `writer`: the model that writes them, `steps` of them along a history; None: they are counted, as they stood after
     every item. ConfigError where the task does not say what to count, or what to ask.
@@ -56,40 +56,68 @@ def describe(
     made = COUNT if writer is None else writer.made
     how = _how(task, writer, steps)
     remaining = iter(users)
-    while group := list(islice(remaining, _COUNTED_TOGETHER if writer is None else 1)):
+    while group := list(islice(remaining, _COUNTED_TOGETHER if writer is None else writer.together)):
         kept = {record.user_id: record for record in store.profiles(task.name, made, [user.id for user in group])}
-        new: list[ProfileRecord] = []
-        results: list[Described] = []
+        histories = {user.id: in_order(user.history) for user in group}
+        digests = {user_id: items_digest(ordered) for user_id, ordered in histories.items() if ordered}
+        old = {
+            user_id
+            for user_id, record in kept.items()
+            if (record.how, record.items_digest) == (how, digests.get(user_id))
+        }
+        new = {user_id: histories[user_id] for user_id in digests if user_id not in old}
+        made_now, failed = _made(task, new, writer, steps)
+        store.put_profiles(
+            [
+                ProfileRecord(
+                    user_id, task.name, made, how, digests[user_id], tuple(item.id for item in new[user_id]), profiles
+                )
+                for user_id, profiles in made_now.items()
+            ]
+        )
         for user in group:
-            ordered = in_order(user.history)
-            digest = items_digest(ordered)
-            old = kept.get(user.id)
-            if not ordered:
-                results.append(Described(user.id, "no history"))
-            elif old is not None and (old.how, old.items_digest) == (how, digest):
-                results.append(Described(user.id, "kept"))
+            if user.id in failed:
+                yield Described(user.id, "failed", f"user {user.id}: {failed[user.id]}")
             else:
-                try:
-                    profiles = _profiles(task, ordered, writer, steps)
-                except ModelError as error:
-                    results.append(Described(user.id, "failed", f"user {user.id}: {error.line()}"))
-                    continue
-                ids = tuple(item.id for item in ordered)
-                new.append(ProfileRecord(user.id, task.name, made, how, digest, ids, profiles))
-                results.append(Described(user.id, "made"))
-        store.put_profiles(new)
-        yield from results
+                yield Described(user.id, "made" if user.id in new else "kept" if user.id in old else "no history")
 
 
-def _profiles(task: Task, ordered: Sequence[HistoryItem], writer: Writer | None, steps: int) -> tuple[Profile, ...]:
-    if writer is None:
-        counted = counted_profiles(task, ordered)
-        if not counted:
-            raise ModelError(f"none of the {len(ordered)} items has one of the task's labels as its answer")
-        return counted
-    sizes = cuts(len(ordered), steps)
-    texts = write_profiles(task, ordered, sizes, writer)
-    return tuple(Profile(text, ordered[size - 1].time, size) for text, size in zip(texts, sizes, strict=True))
+def _made(
+    task: Task, histories: Mapping[str, Sequence[HistoryItem]], writer: Writer | None, steps: int
+) -> tuple[dict[str, tuple[Profile, ...]], dict[str, str]]:
+    """Profiles of the users together, and of whom there is none, why."""
+    if writer is not None and len(histories) > 1:
+        try:
+            return dict(zip(histories, _written(task, list(histories.values()), writer, steps), strict=True)), {}
+        except ModelError:
+            pass  # one of them spoils it for all, so each by itself
+    found, failed = {}, {}
+    for user_id, ordered in histories.items():
+        try:
+            if writer is None:
+                found[user_id] = _counted(task, ordered)
+            else:
+                (found[user_id],) = _written(task, [ordered], writer, steps)
+        except ModelError as error:
+            failed[user_id] = error.line()
+    return found, failed
+
+
+def _counted(task: Task, ordered: Sequence[HistoryItem]) -> tuple[Profile, ...]:
+    counted = counted_profiles(task, ordered)
+    if not counted:
+        raise ModelError(f"none of the {len(ordered)} items has one of the task's labels as its answer")
+    return counted
+
+
+def _written(
+    task: Task, histories: Sequence[Sequence[HistoryItem]], writer: Writer, steps: int
+) -> list[tuple[Profile, ...]]:
+    asked = [(ordered, cuts(len(ordered), steps)) for ordered in histories]
+    return [
+        tuple(Profile(text, ordered[size - 1].time, size) for text, size in zip(texts, sizes, strict=True))
+        for (ordered, sizes), texts in zip(asked, write_profiles(task, asked, writer), strict=True)
+    ]
 
 
 def _how(task: Task, writer: Writer | None, steps: int) -> str:

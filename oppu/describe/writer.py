@@ -24,6 +24,8 @@ class Writer(Protocol):
     """Length limit of an answer."""
     context: int
     """Tokens that a request and its answer may have together."""
+    together: int
+    """Of how many users requests are best put at once."""
 
     @property
     def made(self) -> str:
@@ -40,33 +42,34 @@ class Writer(Protocol):
         """An answer to each request, in order; ModelError where one cannot be had and others could."""
 
 
-def write_profiles(task: Task, ordered: Sequence[HistoryItem], sizes: Sequence[int], writer: Writer) -> list[str]:
-    """A profile of the `size` oldest items for each of `sizes`, each a single line.
+def write_profiles(
+    task: Task, histories: Sequence[tuple[Sequence[HistoryItem], Sequence[int]]], writer: Writer
+) -> list[list[str]]:
+    """Of each history, oldest item first, with its sizes: a profile of the `size` oldest items for each, a line each.
 
-    All of them are asked for at once, so that a model can share what their requests have in common, and a part that
-    several of them share is asked for once. ModelError where the model writes nothing, ConfigError where it has too
-    little room for any history.
+    All of them are asked for at once, so that a model can answer them together and share what their requests have in
+    common, and a part that several of them share is asked for once. ModelError where the model writes nothing,
+    ConfigError where it has too little room for any history.
     """
     tokens = cache(writer.tokens)
     room = _room(task, writer)
-    lines = history_lines(task, ordered)
-    waiting = {size: lines[:size] for size in sizes}
+    lines = [history_lines(task, ordered) for ordered, _ in histories]
+    waiting = {(place, size): lines[place][:size] for place, (_, sizes) in enumerate(histories) for size in sizes}
     written: dict[str, str] = {}
-    found: dict[int, str] = {}
+    found: dict[tuple[int, int], str] = {}
     while waiting:
         requests = {
-            size: [profile_request(task, part) for part in parts(texts, room, tokens)]
-            for size, texts in waiting.items()
+            key: [profile_request(task, part) for part in parts(texts, room, tokens)] for key, texts in waiting.items()
         }
         new = [request for request in dict.fromkeys(chain(*requests.values())) if request not in written]
         written |= zip(new, map(_one_line, writer.write(new)), strict=True)
-        for size, asked in requests.items():
+        for key, asked in requests.items():
             if len(asked) == 1:
-                found[size] = written[asked[0]]
-                del waiting[size]
+                found[key] = written[asked[0]]
+                del waiting[key]
             else:  # two of them fit into one request, so each round has at most half as many
-                waiting[size] = [cut_to(written[request], writer.answer_tokens + 1, tokens) for request in asked]
-    return [found[size] for size in sizes]
+                waiting[key] = [cut_to(written[request], writer.answer_tokens + 1, tokens) for request in asked]
+    return [[found[place, size] for size in sizes] for place, (_, sizes) in enumerate(histories)]
 
 
 def _room(task: Task, writer: Writer) -> int:
