@@ -167,7 +167,7 @@ def test_histories_without_the_tasks_answers_have_no_baseline():
         (Query("q", "x", {"title": "t"}, gold="[1]"),),
     )
     assert baselines(BUILT_IN["citation"], [author]) == {}
-    assert baselines(TEXT, [user("a", "headline", field="title", golds="headline")]) == {}
+    assert majority_outputs(TEXT, [user("a", "headline", field="title", golds="headline")]) is None
 
 
 def test_a_users_mean_rating_is_rounded_to_the_scale_halves_up():
@@ -187,6 +187,12 @@ def test_all_baselines_of_ratings_are_named():
     one = [user("a", "5 5 1", field="score", golds="4")]
     outputs = {name: [p.output for p in found] for name, found in baselines(RATING, one, one).items()}
     assert outputs == {"majority": ["5"], "user-mean": ["4"], "constant": ["4"]}
+
+
+def test_a_text_has_its_questions_own_text_as_a_baseline():
+    asked = User("u", (), (Query("q", "day: monday", {"text": "monday"}, "rest"), Query("r", "", {"text": "x"})))
+    found = {name: [(p.query_id, p.output) for p in rows] for name, rows in baselines(MOTTO, [asked]).items()}
+    assert found == {"copy": [("q", "monday")]}
 
 
 # from written predictions to results.json, by others

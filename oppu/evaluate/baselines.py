@@ -1,6 +1,6 @@
-"""What can be had without a model: a user's most frequent answer, a user's mean rating, one rating for everybody.
+"""What can be had without a model: a most frequent answer, a mean rating, one rating for all, the question as it is.
 
-A baseline needs histories that carry the task's answers; where they do not (citations, free text) there is none.
+Those of labels and ratings need histories that carry the task's answers; where they do not (citations) there is none.
 """
 
 from collections import Counter
@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable, Sequence
 
 from oppu.evaluate.metrics import rating
 from oppu.evaluate.results import Prediction
-from oppu.records import HistoryItem, User
+from oppu.records import HistoryItem, Query, User
 from oppu.tasks import Task
 
 MAJORITY = "majority"
 USER_MEAN = "user-mean"
 CONSTANT = "constant"
-BASELINES = (MAJORITY, USER_MEAN, CONSTANT)
+COPY = "copy"
+BASELINES = (MAJORITY, USER_MEAN, CONSTANT, COPY)
 """The names of all baselines, as methods of a cell."""
 
 
@@ -42,7 +43,14 @@ def constant_outputs(task: Task, users: Sequence[User], base_users: Sequence[Use
         return None
     values = [float(answer) for answer in known]
     best = min(task.labels, key=lambda label: sum(abs(float(label) - value) for value in values))
-    return _predictions(users, lambda user: best)
+    return _predictions(users, lambda *_: best)
+
+
+def copy_outputs(task: Task, users: Sequence[User]) -> list[Prediction] | None:
+    """The text that is to be reworded, as it is; None unless texts are asked for."""
+    if task.kind != "text":
+        return None
+    return _predictions(users, lambda user, query: task.search_text(query.fields))
 
 
 def baselines(task: Task, users: Sequence[User], base_users: Sequence[User] = ()) -> dict[str, list[Prediction]]:
@@ -51,6 +59,7 @@ def baselines(task: Task, users: Sequence[User], base_users: Sequence[User] = ()
         MAJORITY: majority_outputs(task, users),
         USER_MEAN: user_mean_outputs(task, users),
         CONSTANT: constant_outputs(task, users, base_users),
+        COPY: copy_outputs(task, users),
     }
     return {name: outputs for name, outputs in found.items() if outputs is not None}
 
@@ -60,12 +69,12 @@ def _outputs(task: Task, users: Sequence[User], choose: Callable[[list[str]], st
     everybody = [answer for of_user in answers.values() for answer in of_user]
     if not everybody:
         return None
-    return _predictions(users, lambda user: choose(answers[user.id] or everybody))
+    return _predictions(users, lambda user, _: choose(answers[user.id] or everybody))
 
 
-def _predictions(users: Iterable[User], output: Callable[[User], str]) -> list[Prediction]:
+def _predictions(users: Iterable[User], output: Callable[[User, Query], str]) -> list[Prediction]:
     return [
-        Prediction(user.id, query.id, query.gold, output(user))
+        Prediction(user.id, query.id, query.gold, output(user, query))
         for user in users
         for query in user.queries
         if query.gold is not None
