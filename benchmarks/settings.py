@@ -1,8 +1,9 @@
 """Settings of modules, tried on held-out users alone, so that no test question takes part in a choice.
 
 The base is adapted on the other base users; each held-out user's newest two items and the question are kept for
-testing. In a task of labels `--longest N` joins users of the same most frequent label into users with histories of
-about N items, where those of one user are too short to say anything. `--what rates`: learning rates and epochs;
+testing. `--longest N` joins users into users with histories of about N items, where those of one user are too short to
+say anything: in a task of labels users of the same most frequent label; of texts any, which have no habit in common, so
+that what shows is what a rate destroys. `--what rates`: learning rates and epochs;
 `--what layers`: modules on the upper layers alone, where the frozen layers below could be computed once per item.
 
 NLL is the mean negative log likelihood of the right label among the task's labels, or of a token of the right text. The
@@ -95,11 +96,10 @@ class Trial:
 
 
 def trials_of(task: Task, users: Sequence[User], longest: int | None) -> list[Trial]:
-    """Each user; with `longest`, users of the same most frequent label joined until they have so many items."""
+    """Each user; with `longest`, users with a label in common joined until they have so many items."""
     groups: dict[str, list[User]] = defaultdict(list)
     for user in users:
-        labels = Counter(e.answer for e in training_examples(task, user)[:-2]) if longest else Counter()
-        groups[str(labels.most_common(1)[0][0]) if longest else user.id].append(user)
+        groups[common_label(task, user) if longest else user.id].append(user)
     found = []
     for label, members in sorted(groups.items()):
         for number, part in enumerate(joined(members, longest or 1)):
@@ -110,6 +110,12 @@ def trials_of(task: Task, users: Sequence[User], longest: int | None) -> list[Tr
             train = [e for listed in items for e in listed if e not in newest]
             found.append(Trial(f"{label} {number}", tuple(train), tuple(test)))
     return found
+
+
+def common_label(task: Task, user: User) -> str:
+    """The most frequent answer of what is trained on; of texts nothing is in common."""
+    answers = Counter(e.answer for e in training_examples(task, user)[:-2])
+    return "texts" if task.kind == "text" else str(answers.most_common(1)[0][0])
 
 
 def is_question(task: Task, example: Example) -> bool:
@@ -203,7 +209,7 @@ def main() -> None:
     trials = trials_of(task, held_out, options.longest)
     print(task.name, len(trials), "users with", [len(trial.train) for trial in trials], "items", flush=True)
     ways = RATES if options.what == "rates" else LAYERS
-    kept = options.folder / f"{task.name}-{options.what}.jsonl"
+    kept = options.folder / f"{task.name}-{options.what}{options.longest or ''}.jsonl"
     lines = kept.read_text(encoding="utf-8").splitlines() if kept.exists() else []
     found = {line["name"]: line for line in map(json.loads, lines)}
     wanted = {0, 1, *map(int, options.ways.split(","))} if options.ways else set(range(len(ways)))
