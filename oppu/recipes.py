@@ -22,7 +22,10 @@ class Recipe:
 def recipe_for(family: str, task: Task) -> Recipe:
     """The settings of a base's family; for a family without its own, Table 4's."""
     small = _OWN.get(family)
-    return small if small is not None else _paper(task)
+    if small is None:
+        return _paper(task)
+    asks = any(form.prompt == task.prompt for form in task.history)
+    return small if asks else replace(small, personal=replace(small.personal, epochs=1, learning_rate=_UNASKED_RATE))
 
 
 def _paper(task: Task) -> Recipe:
@@ -38,6 +41,10 @@ def _paper(task: Task) -> Recipe:
     # the published code's settings for the base; the paper gives none
     return Recipe(replace(personal, epochs=3, learning_rate=1e-4, batch_size=16), personal)
 
+
+_UNASKED_RATE = 3e-4
+"""Of modules of a small base where no history item asks what the task asks (tweets, citations), in one epoch: more of it
+makes them unlearn the task."""
 
 _OWN = {
     "smollm2-135m": Recipe(

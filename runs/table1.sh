@@ -11,13 +11,13 @@ if [ "$SCALE" = full ]; then # all at once, with a joint report
 fi
 for task in "${tasks[@]}"; do # each within two hours: users, items and pairs by the length of its prompts
   case $task in
-    citation) size=(--users 40 --newest 30 --adapt-pairs 300) ;;
-    news_categorize) size=(--users 14 --newest 30 --adapt-pairs 400) ;;
+    citation) size=(--users 40 --newest 30 --adapt-pairs 300 --no-adapt-histories) ;;
+    news_categorize) size=(--users 25 --newest 40 --adapt-pairs 400 --learning-rate 0.01 --epochs 1) ;;
     movie_tagging) size=(--adapt-pairs 300) ;;
     product_rating) size=(--users 15 --newest 12 --adapt-pairs 200) ;;
-    news_headline) size=(--users 20 --newest 30 --adapt-pairs 300) ;;
+    news_headline) size=(--users 35 --newest 50 --adapt-pairs 300 --learning-rate 0.01 --epochs 1) ;;
     scholarly_title) size=(--users 8 --newest 20 --adapt-pairs 200) ;;
-    tweet_paraphrase) size=(--users 17 --newest 60 --adapt-pairs 400) ;;
+    tweet_paraphrase) size=(--newest 200 --adapt-pairs 400 --no-adapt-histories) ;;
     *) echo "unknown task $task" >&2; exit 2 ;;
   esac
   # three bases, as in section 2.2, instead of six

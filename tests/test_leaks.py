@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from feeding import POSITIONS, Fed, Pieces, paths
 
-from oppu import examples, personalize
+from oppu import answering, examples
 from oppu.data import read_dataset
 from oppu.data.sample import sample_tasks
 from oppu.describe.stored import stored_profiles
@@ -199,24 +199,24 @@ def later_profiles(patch: pytest.MonkeyPatch) -> None:
 
 def another_users_history(patch: pytest.MonkeyPatch) -> None:
     """Questions are answered with the history of the user before."""
-    ask = personalize.query_examples
+    ask = answering.query_examples
     last: list[User] = []
 
     def mixed(task: Task, user: User, *rest: Any) -> list[Example]:
         last.append(user)
         return ask(task, replace(user, history=last[max(0, len(last) - 2)].history), *rest)
 
-    patch.setattr(personalize, "query_examples", mixed)
+    patch.setattr(answering, "query_examples", mixed)
 
 
 def gold_answers(patch: pytest.MonkeyPatch) -> None:
     """The question knows its answer."""
-    ask = personalize.query_examples
+    ask = answering.query_examples
 
     def told(*given: Any) -> list[Example]:
         return [replace(example, prompt=f"{example.answer}\n{example.prompt}") for example in ask(*given)]
 
-    patch.setattr(personalize, "query_examples", told)
+    patch.setattr(answering, "query_examples", told)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from shell import done, refused, rows
 from toys import tiny_base_folder, write_release
 
 from oppu.adapt import AdaptConfig, adapt, adaption_examples
-from oppu.data import read_dataset
+from oppu.data import read_dataset, without_test_questions
 from oppu.data.sample import sample_tasks
 from oppu.evaluate.lab.likeness import words_of
 from oppu.evaluate.lab.whole import train_whole
@@ -115,9 +115,9 @@ def test_the_base_is_adapted_to_all_tasks_together_and_once(tiny: Path, tmp_path
     made = record["made"]
     done(*given, *quick, "--out", tmp_path / "tasks", "--rank", "3")
     assert json.loads((folder / "oppu.json").read_text())["made"] == made
-    datasets = [
-        (sample(place, 1)[0], read_dataset(sample_tasks()[place].data, sample(place, 1)[0])) for place in (0, 1)
-    ]
+    tasks = [sample(place, 1)[0] for place in (0, 1)]
+    read = [(task, read_dataset(sample_tasks()[place].data, task)) for place, task in enumerate(tasks)]
+    datasets = [(task, without_test_questions(task, data)) for task, data in read]
     base = load_base(str(tiny))
     from oppu.recipes import recipe_for
 
