@@ -43,8 +43,8 @@ def _paper(task: Task) -> Recipe:
 
 
 _UNASKED_RATE = 3e-4
-"""Of modules of a small base where no history item asks what the task asks (tweets, citations), in one epoch: more of it
-makes them unlearn the task."""
+"""Of modules of a small base where no history item asks what the task asks (tweets, citations), in one epoch: with more
+they unlearn the task."""
 
 _OWN = {
     "smollm2-135m": Recipe(
