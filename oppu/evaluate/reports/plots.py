@@ -69,6 +69,7 @@ def plot_marks(name: str, marks: Sequence[Mark], width_px: float, *, zero: bool 
             axes.plot([mark.low, mark.high], [row, row], color=mark.color, linewidth=1.6, solid_capstyle="butt")
             face = PAPER if mark.hollow else mark.color
             axes.plot([mark.value], [row], "o", markersize=6, markerfacecolor=face, markeredgecolor=mark.color)
+        axes.locator_params(axis="x", nbins=max(3, int(width_px / 80)))  # ticks such as −0.125 do not touch
         _name_rows(axes, [mark.label for mark in marks])
         return _svg(name, figure)
 
