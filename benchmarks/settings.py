@@ -3,8 +3,10 @@
 The base is adapted on the other base users; each held-out user's newest two items and the question are kept for
 testing. `--longest N` joins users into users with histories of about N items, where those of one user are too short to
 say anything: in a task of labels users of the same most frequent label; of texts any, which have no habit in common, so
-that what shows is what a rate destroys. `--what rates`: learning rates and epochs;
-`--what layers`: modules on the upper layers alone, where the frozen layers below could be computed once per item.
+that what shows is what a rate destroys. Of them, too, nothing is used that a test user is asked.
+
+`--what rates`: learning rates and epochs; `--what layers`: modules on the upper layers alone, where the frozen layers
+below could be computed once per item.
 
 NLL is the mean negative log likelihood of the right label among the task's labels, or of a token of the right text. The
 gain kept is that of NLL, relative to modules on the query and value projections of all layers. The cost counts layers:
@@ -28,7 +30,7 @@ import torch
 from transformers.utils import logging
 
 from oppu.adapt import AdaptConfig, adapt_into_store
-from oppu.data import read_dataset
+from oppu.data import read_dataset, without_test_questions
 from oppu.examples import query_examples, training_examples
 from oppu.model.bank import Bank
 from oppu.model.base import Base, load_base
@@ -199,7 +201,7 @@ def main() -> None:
     options = parser.parse_args()
     logging.disable_progress_bar()
     task = find_task(options.task)
-    everyone = read_dataset(options.data / task.name, task).base_users
+    everyone = without_test_questions(task, read_dataset(options.data / task.name, task)).base_users
     held_out = [user for user in longest_histories(everyone, options.held_out) if len(user.history) > 2]  # two to ask
     others = [user for user in everyone if user not in held_out]
     with Store(options.folder) as store:

@@ -1,4 +1,4 @@
-"""Training settings that belong to a base model, not to a task.
+"""Training settings that belong to a base model; of a task it counts only whether its histories ask its question.
 
 Table 4 of the paper was made for Llama-2-7B; a base fifty times smaller needs larger steps. A base's settings are found
 by its family's name; where they come from stands in `docs/log.md`.
@@ -43,8 +43,8 @@ def _paper(task: Task) -> Recipe:
 
 
 _UNASKED_RATE = 3e-4
-"""Of modules of a small base where no history item asks what the task asks (tweets, citations), in one epoch: with more
-they unlearn the task."""
+"""Of modules of a small base where no history form has the task's own prompt (tweets, citations), in one epoch: with
+more they unlearn the task."""
 
 _OWN = {
     "smollm2-135m": Recipe(

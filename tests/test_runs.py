@@ -10,7 +10,9 @@ import pytest
 import typer
 
 from oppu.cli import app
-from oppu.tasks import BUILT_IN
+from oppu.errors import ConfigError
+from oppu.prompts import options
+from oppu.tasks import BUILT_IN, find_task
 
 RUNS = Path(__file__).parent.parent / "runs"
 SCRIPTS = sorted(path.name for path in RUNS.glob("*.sh") if path.name != "scale.sh")
@@ -54,6 +56,16 @@ def test_the_first_table_covers_all_tasks_or_those_that_are_named(tmp_path: Path
     (one,) = started("table1.sh", "full", tmp_path / "one", "citation")
     found = parsed(one)
     assert (found["task"], Path(found["data"]).name, found["methods"]) == ("citation", "citation", "all")
+
+
+def test_citations_by_text_read_the_benchmarks_questions() -> None:
+    task = find_task(str(RUNS / "citation_by_text.toml"))
+    asked = 'For an author with the title "A", which reference is related? Choose. [1]: "B" [2]: "C"'
+    fields = task.parse_query(asked)
+    assert fields == {"title": "A", "option1": "B", "option2": "C"}
+    assert options(task, fields) == (("[1]", "B"), ("[2]", "C"))
+    with pytest.raises(ConfigError, match="has the parts option1, option2, title"):
+        task.fields_of("A?")
 
 
 def test_a_script_without_data_says_what_to_set(tmp_path: Path) -> None:

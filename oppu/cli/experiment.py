@@ -224,7 +224,7 @@ def _inputs(
     own_profiles: bool,
 ) -> "dict[str, tuple[Dataset, Mapping[str, UserProfile] | None]]":
     """Data and given profiles of each task, by its name. `own_profiles`: the runs make them, which is said here."""
-    from oppu.data import development_set, read_dataset
+    from oppu.data import development_set, read_dataset, without_test_questions
     from oppu.describe.default import default_way
     from oppu.records import Dataset
 
@@ -235,7 +235,7 @@ def _inputs(
         if each.base_data is not None:
             dataset = Dataset(dataset.users, read_dataset(each.base_data, each.task).base_users)
         if develop is not None:
-            dataset = development_set(dataset, develop)
+            dataset = development_set(without_test_questions(each.task, dataset), develop)
         found[name] = dataset, profiles_of(each.task, [*dataset.users, *dataset.base_users])
         if own_profiles:
             typer.echo(f"{name}: no profiles are given; they are made as by `oppu profile`: {default_way(each.task)}")
