@@ -14,7 +14,6 @@ from oppu.prompts import build_prompt, context_lines, options, training_pair, wi
 from oppu.records import Example, HistoryItem, Query, User, UserProfile
 from oppu.retrieval import RETRIEVERS, Retriever, make_retriever
 from oppu.tasks import Task
-from oppu.tasks.task import template_fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +122,7 @@ def _document(task: Task, item: HistoryItem) -> str:
 def _without_answer(task: Task, item: HistoryItem) -> dict[str, str]:
     """The item's fields that its own prompt may show; all of them where there is no prompt (tweets)."""
     form = task.form_for(item.fields)
-    if form is None or not form.prompt:
-        return dict(item.fields)
-    hidden = template_fields(form.answer) - template_fields(form.prompt)
-    return {name: value for name, value in item.fields.items() if name not in hidden}
+    return dict(item.fields) if form is None or not form.prompt else form.asking(item.fields)
 
 
 def _ids(items: Sequence[HistoryItem]) -> tuple[str, ...]:

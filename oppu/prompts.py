@@ -40,7 +40,7 @@ def training_pair(task: Task, item: HistoryItem) -> tuple[str, str]:
     """(x_u, y_u) of a history item; x_u is empty where the history has no task output (section 3)."""
     form = _form(task, item)
     return (
-        fill(form.prompt, item.fields, task.max_item_words),
+        fill(form.prompt, form.asking(item.fields), task.max_item_words),
         fill(form.answer, item.fields, task.max_item_words),
     )
 

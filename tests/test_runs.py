@@ -11,7 +11,9 @@ import typer
 
 from oppu.cli import app
 from oppu.errors import ConfigError
+from oppu.examples import training_examples
 from oppu.prompts import options
+from oppu.records import HistoryItem, User
 from oppu.tasks import BUILT_IN, find_task
 
 RUNS = Path(__file__).parent.parent / "runs"
@@ -66,6 +68,17 @@ def test_citations_by_text_read_the_benchmarks_questions() -> None:
     assert options(task, fields) == (("[1]", "B"), ("[2]", "C"))
     with pytest.raises(ConfigError, match="has the parts option1, option2, title"):
         task.fields_of("A?")
+
+
+def test_reworded_tweets_ask_the_benchmarks_question() -> None:
+    task = find_task(str(RUNS / "tweets_reworded.toml"))
+    (form,) = task.history
+    papers = BUILT_IN["tweet_paraphrase"]
+    assert (task.prompt, task.query_pattern, form.prompt) == (papers.prompt, papers.query_pattern, papers.prompt)
+    user = User("ann", (HistoryItem("t1", {"text": "@bob SOOO late again!! lol"}, 1.0),))
+    (example,) = training_examples(task, user)
+    assert example.prompt.endswith("text: So late again. tweet:")
+    assert example.answer == "@bob SOOO late again!! lol"
 
 
 def test_a_script_without_data_says_what_to_set(tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 from toys import COLOUR
 
+from oppu.data.checks import answer_field
 from oppu.errors import ConfigError
 from oppu.tasks import BUILT_IN, HistoryForm, Task, find_task, task_from_toml, task_to_toml
+from oppu.tasks.plain import plain_words
 
 QUESTIONS = {
     "citation": (
@@ -197,3 +199,31 @@ def test_search_sees_the_search_fields_that_are_there() -> None:
 def test_a_task_may_have_any_template_that_names_its_fields() -> None:
     form = HistoryForm(prompt="{a} {b_2}", answer="{c}", shown="")
     assert form.fields == {"a", "b_2", "c"}
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("@bob: SOOO late again!! lol http://t.co/x", "So late again."),
+        ("RT @ann I cant wait :D #friday &amp; u?", "I cannot wait friday and you?"),
+        ("ewww... Ew", "Ew. ew."),
+        ("Now I only need coffee", "Now i only need coffee."),
+        ("@bob http://t.co/x", "@bob http://t.co/x"),
+    ],
+)
+def test_plain_words_have_no_marks_of_a_persons_style(text: str, plain: str) -> None:
+    assert plain_words(text) == plain
+
+
+def test_a_form_in_plain_words_shows_its_prompt_nothing_else_of_the_answer() -> None:
+    form = HistoryForm(prompt="say: {text}", answer="{text}", shown="{text}", plain=("text",))
+    fields = {"text": "@bob LATE!!", "date": "monday"}
+    assert form.asking(fields) == {"text": "Late.", "date": "monday"}
+    assert (form.asked, form.answered, form.fields) == ({"text"}, {"text"}, {"text"})
+    task = COLOUR.model_copy(update={"kind": "text", "labels": (), "history": (form,)})
+    assert answer_field(task, form) is None
+
+
+def test_plain_fields_must_stand_in_the_prompt() -> None:
+    with pytest.raises(ValueError, match="plain names colour, which the form's prompt does not show"):
+        HistoryForm(prompt="say: {text}", answer="{colour}", shown="{text}", plain=("colour",))

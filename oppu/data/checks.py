@@ -57,10 +57,11 @@ def list_shared_users(personal: Sequence[RawUser], base: Sequence[RawUser], prob
 def answer_field(task: Task, form: HistoryForm) -> str | None:
     """The item field that answers the task's own question; None where the history asks another one, or none.
 
-    A citation's history asks another question and tweets ask none: their answers are not the task's.
+    A citation's history asks another question, tweets ask none, and in plain words the answer is the question's own
+    field: their answers are not the task's.
     """
     names = template_fields(form.answer)
-    if len(names) != 1 or template_fields(form.prompt) != task.question_fields:
+    if len(names) != 1 or form.plain or form.asked != task.question_fields:
         return None
     (name,) = names
     return name if form.answer == f"{{{name}}}" else None

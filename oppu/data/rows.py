@@ -97,7 +97,7 @@ def _item_fields(fields: Mapping[str, str], task: Task) -> Mapping[str, str]:
     if task.form_for(fields) is not None:
         return fields
     for form in task.history:
-        renamed = _renamed(fields, {"input": template_fields(form.prompt), "output": template_fields(form.answer)})
+        renamed = _renamed(fields, {"input": form.asked - set(form.plain), "output": template_fields(form.answer)})
         if form.fields <= renamed.keys():
             return renamed
     return fields

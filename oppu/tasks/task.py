@@ -14,6 +14,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from oppu.errors import ConfigError
+from oppu.tasks.plain import plain_words
 
 Kind = Literal["label", "rating", "text"]
 
@@ -52,11 +53,35 @@ class HistoryForm(BaseModel):
     """What the module learns to write."""
     shown: Template
     """The item as phi_r shows it, above the question."""
+    plain: tuple[str, ...] = Field(default=(), exclude_if=lambda names: not names)
+    """Fields that the prompt shows in plain words, made by rule (`plain_words`): a history of finished texts thus asks
+    the question that they answer. Not in the paper, which trains on such texts without a prompt."""
+
+    @model_validator(mode="after")
+    def _plain_fields_are_asked(self) -> Self:
+        if unknown := set(self.plain) - self.asked:
+            raise ValueError(f"plain names {', '.join(sorted(unknown))}, which the form's prompt does not show")
+        return self
+
+    @property
+    def asked(self) -> frozenset[str]:
+        """The fields that the prompt shows."""
+        return template_fields(self.prompt)
+
+    @property
+    def answered(self) -> frozenset[str]:
+        """The fields of the answer that the prompt does not show, or in plain words alone."""
+        return template_fields(self.answer) - (self.asked - set(self.plain))
 
     @property
     def fields(self) -> frozenset[str]:
         """The fields that an item must have for this form."""
-        return template_fields(self.prompt) | template_fields(self.answer) | template_fields(self.shown)
+        return self.asked | template_fields(self.answer) | template_fields(self.shown)
+
+    def asking(self, fields: Mapping[str, str]) -> dict[str, str]:
+        """An item's fields as its own prompt may show them: without the answer's, and those of `plain` reworded."""
+        plain = {name: plain_words(fields[name]) for name in self.plain}
+        return {name: text for name, text in fields.items() if name not in self.answered} | plain
 
 
 class Hyperparameters(BaseModel):

@@ -13,7 +13,6 @@ from oppu.errors import ConfigError
 from oppu.evaluate.baselines import as_label
 from oppu.records import HistoryItem
 from oppu.tasks import Task
-from oppu.tasks.task import template_fields
 
 CONFLICTS = ("noise", "former", "contradiction")
 """noise: items here and there have a wrong answer. former: the oldest items follow another habit, throughout.
@@ -47,7 +46,7 @@ def contradicted(
 def answer_field(task: Task, item: HistoryItem) -> str:
     """The one field that is an item's answer; ConfigError where the answer is put together from several, or none."""
     form = task.form_for(item.fields)
-    names = template_fields(form.answer) - template_fields(form.prompt) if form is not None else frozenset()
+    names = form.answered if form is not None else frozenset()
     if len(names) != 1:
         raise ConfigError(
             f"the answer of item {item.id} is no field of its own, so it cannot be another",

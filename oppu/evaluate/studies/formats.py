@@ -26,7 +26,6 @@ from oppu.evaluate.reports.summary import title
 from oppu.evaluate.study import Column, Outcome, Study, Table, Value, Workplace
 from oppu.records import Dataset, HistoryItem, User
 from oppu.tasks import HistoryForm, Task
-from oppu.tasks.task import template_fields
 
 WHOLE, QUESTIONS, ANSWERS = "whole", "questions alone", "answers alone"
 METHODS = ("rag", "oppu", "oppu+rag")
@@ -105,8 +104,7 @@ def _reduced_item(task: Task, item: HistoryItem, kept: str) -> HistoryItem:
 
 def _parts(form: HistoryForm) -> tuple[frozenset[str], frozenset[str]]:
     """The fields of a form's question, and those of its answer."""
-    questions = template_fields(form.prompt)
-    return questions, template_fields(form.answer) - questions
+    return form.asked - form.answered, form.answered
 
 
 def _pieces(template: str, fields: Iterable[str]) -> str:
