@@ -3,7 +3,7 @@
 import math
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -66,16 +66,26 @@ def score_labels(
 ) -> torch.Tensor:
     """log p(label | prompt) of each allowed label with its end, [questions, labels].
 
-    Where labels stand for texts of the question's own (`Task.options`), the mean over a text's tokens. All labels of
-    all questions of a user are branches of one packed row: a prompt is computed once.
+    Where labels stand for texts of the question's own (`Task.options`), the mean over a text's tokens, less that after
+    `Task.options_premise`. All labels of all questions of a user are branches of one packed row: a prompt is computed
+    once.
     """
     branches = _branches(base, task, questions, max_tokens, virtual_tokens)
-    unanswered = dict(enumerate(branches))
+    needed = branches
+    if task.options_premise:
+        without = [replace(q, example=replace(q.example, prompt=task.options_premise)) for q in questions]
+        priors = _branches(base, task, without, max_tokens, virtual_tokens)
+        needed = [[*labels, *same] for labels, same in zip(branches, priors, strict=True)]
+    unanswered = dict(enumerate(needed))
     found: dict[tuple[int, Encoded], float] = {}
 
     def scores_of(place: int) -> list[float]:
-        slot, options = questions[place].slot, questions[place].example.options
-        return [found[slot, branch] / (branch.answer_tokens if options else 1) for branch in branches[place]]
+        question = questions[place]
+        if not question.example.options:
+            return [found[question.slot, branch] for branch in branches[place]]
+        means = [found[question.slot, branch] / branch.answer_tokens for branch in needed[place]]
+        asked, premised = means[: len(task.labels)], means[len(task.labels) :]
+        return [mean - prior for mean, prior in zip(asked, premised, strict=True)] if premised else asked
 
     def tell(rows: Sequence[SlotRow]) -> None:
         slots = {row.slot for row in rows}
@@ -85,8 +95,8 @@ def score_labels(
                 del unanswered[place]
                 on_answer(place, task.labels[int(torch.tensor(scores_of(place)).argmax())])
 
-    listed = [(question.slot, each) for question, labels in zip(questions, branches, strict=True) for each in labels]
-    _log_probs(base, listed, found, tokens_per_pass, tell)
+    listed = [(question.slot, each) for question, texts in zip(questions, needed, strict=True) for each in texts]
+    _log_probs(base, list(dict.fromkeys(listed)), found, tokens_per_pass, tell)
     return torch.tensor([scores_of(place) for place in range(len(questions))])
 
 

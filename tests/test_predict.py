@@ -105,6 +105,21 @@ def test_a_label_that_stands_for_a_text_is_scored_by_its_mean_token(base: Base, 
         assert scores[:, place].tolist() == pytest.approx(score_answers(base, written), rel=1e-4)
 
 
+def test_what_a_text_is_worth_without_the_question_is_subtracted(base: Base, bank: Bank) -> None:
+    texts = ("a red one", "b", "ab ab ab", "sad")
+    task = LABELS.model_copy(update={"options": texts, "options_premise": "colour:"})
+    options = tuple(zip(LABELS.labels, texts, strict=True))
+    asked = [replace(q, example=replace(q.example, options=options)) for q in QUESTIONS]
+    scores = score_labels(base, task, asked, tokens_per_pass=60)
+    for place, text in enumerate(texts):
+        given = score_answers(base, [replace(q, example=replace(q.example, answer=text)) for q in QUESTIONS])
+        alone = [replace(q, example=replace(q.example, prompt="colour:", answer=text)) for q in QUESTIONS]
+        expected = [a - b for a, b in zip(given, score_answers(base, alone), strict=True)]
+        assert scores[:, place].tolist() == pytest.approx(expected, abs=1e-4)
+    told: dict[int, str] = {}
+    assert answer(base, task, asked, on_answer=told.__setitem__) == [told[place] for place in range(len(asked))]
+
+
 def test_an_answer_is_the_label_of_the_highest_score(base: Base, bank: Bank) -> None:
     scores = score_labels(base, LABELS, QUESTIONS)
     assert answer(base, LABELS, QUESTIONS) == [LABELS.labels[int(line.argmax())] for line in scores]

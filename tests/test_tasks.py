@@ -141,6 +141,7 @@ def test_every_wrong_key_is_named_at_once(tmp_path: Path) -> None:
         ("labels", '["one"]', "task: a label task needs at least two labels"),
         ("labels", '["one", "one"]', "task: labels must differ from each other"),
         ("options", '["{a}"]', "task: options are the texts of a label task's labels, one for each label"),
+        ("options_premise", '"so:"', "task: options_premise is a prompt without fields, of a task that has options"),
         ("prompt", '"What?"', "task: the prompt names no field of the question, such as {input}"),
         ("prompt", '"What {text"', "prompt: not a template: expected '}' before end of string; write a brace that"),
         ("prompt", '"What {}"', "prompt: '' in braces is no field's name; write a brace that"),

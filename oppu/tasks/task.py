@@ -118,6 +118,9 @@ class Task(BaseModel):
     """What each of the `labels` stands for in a question, such as {option1}, in the labels' order. The label is chosen
     whose text is likeliest after the prompt, by the mean over its tokens; such texts are what a base learns to write.
     Empty: the labels themselves are scored."""
+    options_premise: Template = Field(default="", exclude_if=lambda premise: not premise)
+    """With `options`: a prompt that lacks the question. What a text's tokens are worth after it is subtracted, so that
+    a text which is likely anywhere does not win (domain conditional PMI; Holtzman et al. 2021). Empty: nothing is."""
     lamp_id: str = ""
     """The benchmark's name for the task, written into prediction files; empty: `name`."""
     query_pattern: str = ""
@@ -156,6 +159,8 @@ class Task(BaseModel):
             raise ValueError("labels must differ from each other")
         if self.options and (self.kind != "label" or len(self.options) != len(self.labels)):
             raise ValueError("options are the texts of a label task's labels, one for each label")
+        if self.options_premise and (not self.options or template_fields(self.options_premise)):
+            raise ValueError("options_premise is a prompt without fields, of a task that has options")
         if self.kind == "rating" and not all(_is_number(label) for label in self.labels):
             raise ValueError("the labels of a rating task must be numbers")
         counted = template_fields(self.profile_count)
