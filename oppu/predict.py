@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from oppu.model.base import Base
-from oppu.model.decode import Decoder, Prompt
+from oppu.model.decode import Decoder, Prompt, without_repeats
 from oppu.model.forward import SlotRow, answer_log_probs, passes, rows_of
 from oppu.model.memory import useful_tokens
 from oppu.model.tokens import Encoded, answer_text, encode, encode_answers
@@ -172,7 +172,9 @@ def generate(
     def answered(place: int, tokens: Sequence[int]) -> None:
         on_answer(place, text_of(base, tokens, stop))
 
-    written = continue_prompts(base, prompts, finished, batch_size=batch_size, on_finished=answered)
+    written = continue_prompts(
+        base, prompts, finished, batch_size=batch_size, on_finished=answered, no_repeat=task.no_repeat_ngram
+    )
     return [text_of(base, tokens, stop) for tokens in written]
 
 
@@ -183,17 +185,19 @@ def continue_prompts(
     *,
     batch_size: int = 16,
     on_finished: Callable[[int, Sequence[int]], None] = lambda key, tokens: None,
+    no_repeat: int = 0,
 ) -> list[list[int]]:
     """Greedy decoding of prompts with the keys 0, 1, 2, ..., each until it is `finished(tokens)`; their new tokens.
 
-    `on_finished(key, tokens)`: called with each, as it is.
+    `on_finished(key, tokens)`: called with each, as it is. `no_repeat`: so many tokens in a row are not written twice.
     """
     decoder = Decoder(base.model)
     written: list[list[int]] = [[] for _ in prompts]
     waiting = list(range(len(prompts)))[::-1]
 
     def write(keys: Sequence[int], logits: torch.Tensor) -> None:
-        for key, token in zip(keys, logits.argmax(-1).tolist(), strict=True):
+        allowed = without_repeats(logits, [written[key] for key in keys], [no_repeat] * len(keys))
+        for key, token in zip(keys, allowed.argmax(-1).tolist(), strict=True):
             written[key].append(token)
 
     while waiting or decoder.active:

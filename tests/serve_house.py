@@ -38,6 +38,7 @@ TITLE = Task(
     name="title",
     title="toy",
     kind="text",
+    no_repeat_ngram=2,
     prompt="note: {text} title:",
     history=(HistoryForm(prompt="", answer="{text}", shown="note: {text}"),),
     search_fields=("text",),

@@ -68,6 +68,20 @@ def alone(bank: Bank, slot: int) -> torch.nn.Module:
     return model.eval()
 
 
+def written_without_repeats(bank: Bank, question: Question, limit: int, length: int) -> list[int]:
+    """A token after the other, each the likeliest of those that repeat no `length` tokens in a row."""
+    tokenizer = tiny_tokenizer()
+    ids: list[int] = tokenizer(question.example.prompt).input_ids
+    model = alone(bank, question.slot)
+    written: list[int] = []
+    while len(written) < limit and tokenizer.eos_token_id not in written:
+        with torch.inference_mode():
+            order = model(input_ids=torch.tensor([ids + written])).logits[0, -1].argsort(descending=True)
+        runs = {tuple(written[i : i + length]) for i in range(len(written) - length + 1)}
+        written.append(next(t for t in order.tolist() if (*written, t)[-length:] not in runs))
+    return written
+
+
 def reference_text(bank: Bank, question: Question, limit: int, stop: str = "\n") -> str:
     tokenizer = tiny_tokenizer()
     ids = torch.tensor([tokenizer(question.example.prompt).input_ids])
@@ -136,6 +150,17 @@ def test_an_answer_is_told_once_as_soon_as_its_labels_are_scored(base: Base, ban
     finally:
         torch.set_num_threads(before)
     assert sorted(told) == list(enumerate(answers))
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_an_answer_does_not_run_in_circles(base: Base, bank: Bank, length: int) -> None:
+    task = TEXT.model_copy(update={"no_repeat_ngram": length, "max_answer_tokens": 20})
+    texts = generate(base, task, QUESTIONS, batch_size=4)
+    for text, question in zip(texts, QUESTIONS, strict=True):
+        tokens = written_without_repeats(bank, question, 20, length)
+        expected = tiny_tokenizer().decode(tokens, skip_special_tokens=True).strip().split("\n")[0].strip()
+        assert text == expected
+    assert texts != generate(base, task.model_copy(update={"no_repeat_ngram": 0}), QUESTIONS)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 16])

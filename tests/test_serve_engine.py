@@ -230,18 +230,18 @@ def test_a_letter_of_several_tokens_comes_out_whole() -> None:
 
 def test_top_p_keeps_the_likeliest_tokens_alone() -> None:
     logits = torch.tensor([[0.5, 0.3, 0.2]]).log()
-    drawn = {next_tokens(logits, [Sampling(1.0, 0.6, s)], [Sampling(seed=s).generator()])[0] for s in range(50)}
+    drawn = {next_tokens(logits, [Sampling(1.0, 0.6, s)], [Sampling(seed=s).generator()], [[]])[0] for s in range(50)}
     assert drawn == {0, 1}
-    drawn = {next_tokens(logits, [Sampling(1.0, 1.0, s)], [Sampling(seed=s).generator()])[0] for s in range(50)}
+    drawn = {next_tokens(logits, [Sampling(1.0, 1.0, s)], [Sampling(seed=s).generator()], [[]])[0] for s in range(50)}
     assert drawn == {0, 1, 2}
 
 
 def test_what_is_drawn_does_not_depend_on_neighbours() -> None:
     logits = torch.randn(2, 50, generator=torch.Generator().manual_seed(0))
     rule = Sampling(1.0, 1.0, 3)
-    alone = next_tokens(logits[:1], [rule], [rule.generator()])
-    assert next_tokens(logits, [rule, rule], [rule.generator(), rule.generator()])[:1] == alone
-    assert next_tokens(logits, [rule, GREEDY], [rule.generator()] * 2) == [alone[0], int(logits[1].argmax())]
+    alone = next_tokens(logits[:1], [rule], [rule.generator()], [[]])
+    assert next_tokens(logits, [rule, rule], [rule.generator(), rule.generator()], [[], []])[:1] == alone
+    assert next_tokens(logits, [rule, GREEDY], [rule.generator()] * 2, [[], []]) == [alone[0], int(logits[1].argmax())]
 
 
 def test_a_tiny_base_has_the_end_token_of_its_tokenizer() -> None:

@@ -32,6 +32,29 @@ class _Sequence:
     length: int
 
 
+def without_repeats(logits: torch.Tensor, written: Sequence[Sequence[int]], lengths: Sequence[int]) -> torch.Tensor:
+    """Logits [n, V] in which a line has no token that would repeat `length` tokens in a row of what it has written.
+
+    As transformers' `no_repeat_ngram_size`, but a prompt's words may be repeated, as paraphrasing does; 0: all may be.
+    """
+    lines = [_repeats(tokens, length) for tokens, length in zip(written, lengths, strict=True)]
+    if not any(lines):
+        return logits
+    allowed = logits.clone()
+    for line, tokens in enumerate(lines):
+        allowed[line, list(tokens)] = -torch.inf
+    return allowed
+
+
+def _repeats(tokens: Sequence[int], length: int) -> set[int]:
+    """The tokens that followed the last `length` - 1 tokens before."""
+    if length == 0:
+        return set()
+    before = length - 1
+    end = list(tokens[len(tokens) - before :])
+    return {tokens[i + before] for i in range(len(tokens) - before) if list(tokens[i : i + before]) == end}
+
+
 class Decoder:
     """The active sequences and their keys and values."""
 

@@ -7,7 +7,7 @@ retrieval indexes are kept, each for as long as the history is the one that it w
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jinja2 import TemplateError
@@ -116,7 +116,8 @@ class Asker:
         limit = min(request.limit or task.max_answer_tokens, max_tokens - 1)
         tokens = encode(self.base.tokenizer, [example], max_tokens - limit, answers=False)[0].tokens
         # as `predict.generate` does it: an answer is one line
-        work = Generation(module, tokens, limit, _sampling(request), ("\n", *request.stops), strip=True)
+        sampling = replace(_sampling(request), no_repeat=task.no_repeat_ngram)
+        work = Generation(module, tokens, limit, sampling, ("\n", *request.stops), strip=True)
         return Asked(work, len(tokens), example.retrieved)
 
     def _profile(self, user: str | None, task: Task, history: tuple[HistoryItem, ...]) -> UserProfile | None:

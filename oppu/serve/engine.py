@@ -9,7 +9,7 @@ import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -130,9 +130,7 @@ class _Writing:
     work: Generation
     text: TextStream
     generator: torch.Generator
-    last: int = -1
-    """The token written last."""
-    count: int = 0
+    written: list[int] = field(default_factory=list)
 
 
 _Queue = dict[int, _Request]  # by ticket, in the order of arrival
@@ -275,7 +273,7 @@ class Engine:
         if not tickets:
             return
         with self._failing([w.request for w in self._writing.values()]):
-            logits = self._decoder.step([self._writing[ticket].last for ticket in tickets])
+            logits = self._decoder.step([self._writing[ticket].written[-1] for ticket in tickets])
             self.statistics.steps += 1
             self._write(tickets, logits)
             return
@@ -284,7 +282,8 @@ class Engine:
 
     def _write(self, tickets: Sequence[int], logits: torch.Tensor) -> None:
         lines = [self._writing[ticket] for ticket in tickets]
-        tokens = next_tokens(logits, [w.work.sampling for w in lines], [w.generator for w in lines])
+        rules, generators = [w.work.sampling for w in lines], [w.generator for w in lines]
+        tokens = next_tokens(logits, rules, generators, [w.written for w in lines])
         self.statistics.tokens += len(tokens)
         ended = [t for t, line, token in zip(tickets, lines, tokens, strict=True) if self._ends_with(line, token)]
         self.statistics.answered += len(ended)
@@ -292,17 +291,17 @@ class Engine:
 
     def _ends_with(self, line: _Writing, token: int) -> bool:
         """Add a token to a sequence and tell what became of it; whether it was the last."""
-        line.last, line.count = token, line.count + 1
+        line.written.append(token)
         is_end = token in self._ends
         text = line.text.close() if is_end else line.text.push(token)
-        is_full = line.count >= line.work.limit
+        is_full = len(line.written) >= line.work.limit
         if is_full and not is_end:
             text += line.text.close()
         if text:
             line.request.on_event(Piece(text))
         ended = is_end or is_full or line.text.stopped
         if ended:
-            line.request.on_event(Done("stop" if is_end or line.text.stopped else "length", line.count))
+            line.request.on_event(Done("stop" if is_end or line.text.stopped else "length", len(line.written)))
         return ended
 
     def _begun(self, request: _Request) -> _Writing:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from oppu.model.decode import without_repeats
+
 _GREEDY_BELOW = 1e-4
 
 
@@ -18,6 +20,8 @@ class Sampling:
     """Draw from the likeliest tokens that together have this probability."""
     seed: int | None = None
     """None: a new stream each time."""
+    no_repeat: int = 0
+    """So many tokens in a row are not written twice; 0: no limit."""
 
     def generator(self) -> torch.Generator:
         """The sequence's random stream."""
@@ -32,8 +36,14 @@ class Sampling:
 GREEDY = Sampling()
 
 
-def next_tokens(logits: torch.Tensor, rules: Sequence[Sampling], generators: Sequence[torch.Generator]) -> list[int]:
-    """One token for each line of logits [n, V]; what a neighbour draws changes nothing."""
+def next_tokens(
+    logits: torch.Tensor,
+    rules: Sequence[Sampling],
+    generators: Sequence[torch.Generator],
+    written: Sequence[Sequence[int]],
+) -> list[int]:
+    """One token for each line of logits [n, V] after what it has `written`; what a neighbour draws changes nothing."""
+    logits = without_repeats(logits, written, [rule.no_repeat for rule in rules])
     tokens: list[int] = logits.argmax(-1).tolist()
     for line, (rule, generator) in enumerate(zip(rules, generators, strict=True)):
         if rule.temperature >= _GREEDY_BELOW:

@@ -136,6 +136,9 @@ class Task(BaseModel):
     """Words of a field of a retrieved item."""
     max_answer_tokens: int = Field(default=64, gt=0)
     """Length limit of a generated answer."""
+    no_repeat_ngram: int = Field(default=0, ge=0, exclude_if=lambda length: not length)
+    """So many tokens in a row are not written twice in an answer, against small models that run in circles; 0: all may
+    be, as in the paper."""
     paper: Hyperparameters = Hyperparameters()
 
     @field_validator("query_pattern")
