@@ -13,7 +13,7 @@ from oppu.evaluate.metrics import HIGHER_IS_BETTER
 from oppu.evaluate.reports.summary import interval, number, p_value, signed
 from oppu.evaluate.reports.table import MORE_QUERIES, Gain, JointTable, Number
 from oppu.evaluate.significance import LEVEL, SAMPLES
-from oppu.tasks import Task
+from oppu.tasks import BUILT_IN, Task
 
 SHORT = {
     "accuracy": "Acc",
@@ -43,8 +43,8 @@ _SPECIAL = {
 
 
 def short_name(task: Task) -> str:
-    """`LaMP-2N`; the name of a task of one's own."""
-    return task.lamp_id.replace("_", "-") or task.name
+    """`LaMP-2N`; of a task of one's own, and of one that asks a benchmark's questions in another way, its name."""
+    return task.lamp_id.replace("_", "-") if task.name in BUILT_IN and task.lamp_id else task.name
 
 
 def relative(path: Path, folder: Path) -> str:
