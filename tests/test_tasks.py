@@ -208,6 +208,7 @@ def test_a_task_may_have_any_template_that_names_its_fields() -> None:
         ("@bob: SOOO late again!! lol http://t.co/x", "So late again."),
         ("RT @ann I cant wait :D #friday &amp; u?", "I cannot wait friday and you?"),
         ("ewww... Ew", "Ew. ew."),
+        ("a new ax) xD great:)", "A new ax) great."),
         ("Now I only need coffee", "Now i only need coffee."),
         ("@bob http://t.co/x", "@bob http://t.co/x"),
     ],

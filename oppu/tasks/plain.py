@@ -12,7 +12,7 @@ _DROPPED = re.compile(
     r"""
       https?://\S+ | \bwww\.\S+                 # links
     | ^(?:RT\s+)?(?:\.?@\w+[:,]?\s*)+          # who is spoken to, at the beginning
-    | [:;=8xX][-o*']?[)(\]\[dDpP/\\|3*]+(?!\w) # emoticons
+    | (?:[:;=]|(?<!\w)[8x])[-o*']?[)(\]\[dp/\\|3*]+(?!\w)  # emoticons, but not the end of (max)
     | <3+
     | \b(?:lo+l+|lmao|lmfao|rofl|(?:ha){2,}h?|(?:he){2,}h?|x+o+x+o*|omg)\b
     """,
@@ -33,7 +33,7 @@ _SHORT = {
 
 
 def plain_words(text: str) -> str:
-    """`text` without handles in front, links, emoticons, laughter, lengthened letters, repeated marks and capitals.
+    """`text` without handles in front, links, emoticons, laughter, long letters, repeated marks and capitals.
 
     Common short forms are written out, and it ends with a full stop or its question mark. Where nothing would be left,
     `text` itself.
