@@ -53,32 +53,30 @@ def test_the_result_of_a_worker_that_was_taken_for_dead_does_not_count() -> None
     assert ledger.is_done
 
 
-def test_a_user_with_whom_two_workers_died_is_trained_alone_and_at_last_given_up() -> None:
-    ledger = Ledger(colour_users(5, 4, 3), 1)
+def test_users_with_whom_two_workers_died_are_trained_last_and_alone_and_at_last_given_up() -> None:
+    ledger = Ledger(colour_users(5, 4, 3, 2), 1)
     for worker in (1, 2):
         assert taken(ledger, worker, 2) == ["a", "b"]
         assert ledger.lose(worker).given_up == ()
-    given_up = []
-    for worker in range(3, 20):
-        pulled = taken(ledger, worker)
-        if not pulled:
-            break
-        assert pulled in (["a"], ["b"], ["c"])
-        if pulled == ["a"]:
-            given_up += ledger.lose(worker).given_up
-        else:
-            assert ledger.settle(worker, *pulled)
-    assert given_up == ["a"]
-    assert ledger.is_done
-
-
-def test_a_user_who_is_always_alone_is_given_up_after_three_deaths() -> None:
-    ledger = Ledger(colour_users(5), 1)
+    assert taken(ledger, 3) == ["c", "d"]
+    assert all(ledger.settle(3, user) for user in "cd")
+    assert taken(ledger, 3) == ["b"]
+    assert ledger.settle(3, "b")
     lost = []
-    for worker in (1, 2, 3):
+    for worker in (3, 4, 5):
         assert taken(ledger, worker) == ["a"]
         lost.append(ledger.lose(worker).given_up)
     assert lost == [(), (), ("a",)]
+    assert ledger.is_done
+
+
+def test_a_user_who_is_always_alone_is_given_up_after_five_deaths() -> None:
+    ledger = Ledger(colour_users(5), 1)
+    lost = []
+    for worker in range(5):
+        assert taken(ledger, worker) == ["a"]
+        lost.append(ledger.lose(worker).given_up)
+    assert lost == [(), (), (), (), ("a",)]
     assert ledger.is_done
 
 

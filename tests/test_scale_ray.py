@@ -88,7 +88,7 @@ def test_a_user_who_kills_every_worker_is_given_up_and_the_others_are_trained(
         "user poison: workers died each time they trained it (killed from outside"
     )
     assert results["poison"].reason.endswith("; the same command tries again")
-    assert len(said) in (3, 4)
+    assert len(said) in (5, 6)
     assert said[0].startswith(
         "worker 1 died (killed from outside, perhaps for want of memory); given out again: poison"
     )

@@ -1,8 +1,8 @@
 """Who is waiting, who is leased to which worker, who is settled: the books of a run on many workers.
 
 A worker pulls users one by one and holds a lease on each until it reports the result. What a dead worker held is given
-out again. A user in whose company workers keep dying is trained alone, so that it can harm nobody else, and given up
-when workers die all the same.
+out again. A user in whose company workers keep dying is trained last and alone, so that it can harm nobody else, and is
+given up when workers die all the same.
 """
 
 from collections import Counter, deque
@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from oppu.records import User
 
 SUSPECT_DEATHS = 2
-"""A user that so many workers held when they died is trained alone from then on."""
-ALONE_DEATHS = 2
-"""A user is given up when so many workers died that held nobody else, and `DEATHS` in all."""
-DEATHS = 3
+"""A user that so many workers held when they died is suspected: trained after the others, and alone."""
+ALONE_DEATHS = 3
+"""A suspect is given up when so many workers died that were training it alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,6 @@ class Ledger:
         self._leases: dict[int, dict[str, User]] = {}
         self._lost: set[int] = set()
         self._deaths: Counter[str] = Counter()
-        self._deaths_alone: Counter[str] = Counter()
         self._workers = workers
         self._open_items = _items(users)
 
@@ -59,10 +57,10 @@ class Ledger:
         held = self._leases.setdefault(worker, {})
         if any(self._is_suspect(user_id) for user_id in held):
             return None
-        if self._suspects and not held:
-            user = self._suspects.popleft()
-        elif self._waiting and _items(held.values()) < self._open_items / self._workers:
+        if self._waiting and _items(held.values()) < self._open_items / self._workers:
             user = self._waiting.popleft()
+        elif self._suspects and not self._waiting and not held:
+            user = self._suspects.popleft()
         else:
             return None
         held[user.id] = user
@@ -83,8 +81,7 @@ class Ledger:
         again, given_up = [], []
         for user in reversed(held.values()):
             self._deaths[user.id] += 1
-            self._deaths_alone[user.id] += len(held) == 1
-            if self._deaths[user.id] >= DEATHS and self._deaths_alone[user.id] >= ALONE_DEATHS:
+            if self._deaths[user.id] >= SUSPECT_DEATHS + ALONE_DEATHS:
                 given_up.append(user.id)
                 self._open_items -= _items([user])
                 continue

@@ -34,7 +34,7 @@ _PATIENCE_S = 30
 _FAILED_STARTS = 5
 """A worker's place stays empty when so many in a row died there before they could ask for a user."""
 _DEATHS_IN_A_ROW = 20
-"""The run ends when so many workers in a row died and no user was finished in between."""
+"""The run ends when so many workers in a row died and no user was finished or given up in between."""
 _DISPATCHERS = 3
 
 
@@ -269,7 +269,7 @@ class _Run:
         self._ray.kill(place.actor)  # it may only have been out of reach
         lost: Lost = self._from_dispatcher(self._dispatcher.lose.remote(place.number))
         again = lost.again
-        self._deaths_in_a_row += 1
+        self._deaths_in_a_row = 0 if lost.given_up else self._deaths_in_a_row + 1
         for user_id in lost.given_up:
             self._count -= 1
             said = f"user {user_id}: workers died each time they trained it ({reason})"
