@@ -92,22 +92,44 @@ def adapt_into_store(
     name: str | None = None,
     profiles: Mapping[str, UserProfile] | None = None,
     machine: Machine | None = None,
+    made_in: Path | None = None,
     on_progress: Callable[[int, int, int], None] = lambda done, total, tokens: None,
 ) -> Base:
     """The base adapted to the task, by default called TASK-SETTING: the store's, when it was made from the very same.
 
+    `made_in`: another run's folder, or a store's, whose base is taken over when it was made from the very same.
     `on_progress(examples done, of, tokens)`. A new one changes `base.model` in place. ModelError for a quantized base:
     the adapted one may be quantized when it is loaded.
     """
-    check_mergeable(base.model, base.name)
-    name = name if name is not None else f"{task.name}-{config.setting.name}"
     examples = adaption_examples(task, users, config, profiles)
+    name = name if name is not None else f"{task.name}-{config.setting.name}"
+    return adapt_on(
+        store, base, task, examples, config, name=name, machine=machine, made_in=made_in, on_progress=on_progress
+    )
+
+
+def adapt_on(
+    store: Store,
+    base: Base,
+    task: Task,
+    examples: Sequence[Example],
+    config: AdaptConfig,
+    *,
+    name: str,
+    machine: Machine | None = None,
+    made_in: Path | None = None,
+    on_progress: Callable[[int, int, int], None] = lambda done, total, tokens: None,
+) -> Base:
+    """As `adapt_into_store`, on these very examples."""
+    check_mergeable(base.model, base.name)
     there = store.base(name)
     folder = store.base_folder(name)
     wanted = adaption_fingerprint(base, task, examples, config)
     if there is not None and there.path.is_dir() and there.record.get("input_fingerprint") == wanted:
         return load_base(str(there.path), device=base.device, dtype=base.model.dtype)
-    if _is_made(folder, wanted):  # by a run that was killed before it could put it into the store
+    if made_in is not None and not _is_made(folder, wanted):
+        _take_over(made_in, folder, wanted)
+    if _is_made(folder, wanted):  # elsewhere, or by a run that was killed before it could put it into the store
         made = load_base(str(folder), device=base.device, dtype=base.model.dtype)
         store.put_base(name, made.fingerprint, folder, made.record)
         _checkpoint_file(folder).unlink(missing_ok=True)
@@ -175,22 +197,50 @@ def adapt(
         "oppu": __version__,
     }
     with os_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _clear_garbage(folder.parent)
-        making, old = (folder.parent / temporary_name(folder.name) for _ in range(2))
-        making.mkdir()
-        try:
-            save_base(replace(base, record=record), making)
-            sync_tree(making)
-            if folder.exists():
-                os.rename(folder, old)
-            os.rename(making, folder)
-            sync_folder(folder.parent)
-        finally:
-            shutil.rmtree(making, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
+        _fill(folder, lambda making: save_base(replace(base, record=record), making))
         file.unlink(missing_ok=True)
     return load_base(str(folder), device=base.device, dtype=base.model.dtype)
+
+
+def _take_over(run: Path, folder: Path, fingerprint: str) -> None:
+    """Fills the folder with a base of the same name that a run, or a store, elsewhere has made from these inputs."""
+    found = next((place for place in _bases_of(run, folder.name) if _is_made(place, fingerprint)), None)
+    if found is None:
+        _LOG.warning("%s holds no base '%s' made from the same; one is adapted", run, folder.name)
+        return
+    with os_errors(folder):
+        _fill(folder, lambda making: shutil.copytree(found, making, copy_function=_link, dirs_exist_ok=True))
+
+
+def _bases_of(run: Path, name: str) -> Iterator[Path]:
+    """Where a run's folder, or a store's, would hold the base."""
+    return (run / inner / name for inner in ("store/bases", "bases"))
+
+
+def _link(source: str, target: str) -> None:
+    """One file for both, which never change; a copy where the disks differ."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _fill(folder: Path, write: Callable[[Path], object]) -> None:
+    """Puts what `write` writes in the folder's place, whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _clear_garbage(folder.parent)
+    making, old = (folder.parent / temporary_name(folder.name) for _ in range(2))
+    making.mkdir()
+    try:
+        write(making)
+        sync_tree(making)
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(making, folder)
+        sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _checkpoint_file(folder: Path) -> Path:

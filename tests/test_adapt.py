@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -120,6 +121,30 @@ def test_the_same_base_is_not_adapted_twice(
     monkeypatch.setattr("oppu.adapt.train_into_base", lambda *_: pytest.fail("it trained"))
     again = adapt_into_store(store, load_base(str(folder)), COLOUR, USERS, CONFIG)
     assert (again.fingerprint, again.record["made"]) == (first.fingerprint, first.record["made"])
+
+
+@pytest.mark.parametrize("place", ["elsewhere", "elsewhere/store"])
+def test_a_base_made_elsewhere_from_the_same_is_taken_over(
+    store: Store, base: Base, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    with Store(tmp_path / "elsewhere" / "store") as other:
+        first = adapt_into_store(other, base, COLOUR, USERS, CONFIG)
+    monkeypatch.setattr("oppu.adapt.train_into_base", lambda *_: pytest.fail("it trained"))
+    for _ in range(2):
+        found = adapt_into_store(store, load_base(str(folder)), COLOUR, USERS, CONFIG, made_in=tmp_path / place)
+        assert (found.fingerprint, found.record) == (first.fingerprint, first.record)
+    shutil.rmtree(tmp_path / "elsewhere")
+    assert base_of(store, "colour-plain").fingerprint == first.fingerprint
+
+
+def test_a_base_made_elsewhere_from_something_else_is_not_taken_over(
+    store: Store, base: Base, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Store(tmp_path / "elsewhere") as other:
+        first = adapt_into_store(other, base, COLOUR, USERS[:1], CONFIG)
+    found = adapt_into_store(store, load_base(str(folder)), COLOUR, USERS, CONFIG, made_in=tmp_path / "elsewhere")
+    assert found.fingerprint != first.fingerprint
+    assert "elsewhere holds no base 'colour-plain' made from the same; one is adapted" in caplog.text
 
 
 def test_other_settings_users_or_task_adapt_it_anew_under_the_name(store: Store, base: Base, folder: Path) -> None:

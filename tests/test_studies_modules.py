@@ -70,6 +70,12 @@ def test_every_kind_has_its_size_and_its_scores(kinds: Path, place: Path) -> Non
     assert "lora (448 parameters)" in page_text(kinds)
 
 
+def test_a_base_that_another_study_adapted_is_taken_over(kinds: Path, place: Path) -> None:
+    out = ran("users", place, "--users", 3, "--sizes", 2, "--draws", 2, "--bases", kinds)
+    weights = "store/bases/note_filing-plain/model.safetensors"
+    assert (out / weights).samefile(kinds / weights)
+
+
 def test_a_kind_takes_the_rate_with_the_least_loss_on_held_out_items(tmp_path: Path) -> None:
     given = ("--users", 2, "--kinds", "ia3", "--no-adapt")
     base, out = tiny_base_folder(tmp_path / "tiny"), tmp_path / "kinds"

@@ -116,6 +116,13 @@ def experiment(
         ),
     ] = None,
     adapt_epochs: Annotated[int | None, typer.Option("--adapt-epochs", min=1, help="[default: the base's]")] = None,
+    bases: Annotated[
+        Path | None,
+        typer.Option(
+            "--bases",
+            help="Folder of another run or a study, or a store: bases that it adapted on the same are taken over.",
+        ),
+    ] = None,
     newest: Newest = None,
     epochs: Epochs = None,
     learning_rate: LearningRate = None,
@@ -208,6 +215,7 @@ def experiment(
                 command=shlex.join(["oppu", *sys.argv[1:]]),
                 machine=changed(Machine(), slots=slots, tokens_per_pass=tokens_per_pass, trunk_folder=trunk),
                 device=device,
+                bases=bases,
                 on_stage=partial(_show, shown),
             )
         Console().print(summary_table(each.task, cells))

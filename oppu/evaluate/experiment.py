@@ -58,6 +58,7 @@ def run(
     command: str = "",
     machine: Machine | None = None,
     device: str = AUTO,
+    bases: Path | None = None,
     on_stage: Callable[[Stage], None] = lambda _: None,
 ) -> tuple[Cell, ...]:
     """Run every method that is not finished yet; write results.json, predictions/ and report.html; return the cells.
@@ -65,7 +66,8 @@ def run(
     `profiles`: what may be shown of users and held-out users, for the methods with a profile; where it has changed,
     these methods are run again, and no others. None: for the columns of Table 1 they are made as `oppu profile` does by
     default, and kept in the run's store; no other method may need them.
-    `report`: False leaves report.html out.
+    `report`: False leaves report.html out. `bases`: another run's folder, or a store's, whose bases are taken over
+    where they were adapted on the very same.
     """
     dataset = without_test_questions(experiment.task, dataset)
     users = longest_histories(dataset.users, experiment.users)
@@ -92,7 +94,7 @@ def run(
     finished = {(c.method, c.k): c for c in read_cells(out) if wanted.get((c.method, c.k)) == c.fingerprint}
     with Store(out / "store") as store:
         bench = _Bench(
-            experiment, dataset.base_users, profiles, store, out, wanted, machine or Machine(), device, on_stage
+            experiment, dataset.base_users, profiles, store, out, wanted, machine or Machine(), device, bases, on_stage
         )
         for name, k in columns:
             if (name, k) not in finished:
@@ -121,6 +123,7 @@ class _Bench:
     """Of the cells, by method and k."""
     machine: Machine
     device: str
+    bases: Path | None
     on_stage: Callable[[Stage], None]
     base: Base | None = None
     base_setting: Setting | None = None
@@ -234,6 +237,7 @@ class _Bench:
             config,
             profiles=self.profiles,
             machine=self.machine,
+            made_in=self.bases,
             on_progress=progress,
         )
 

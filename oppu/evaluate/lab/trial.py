@@ -48,6 +48,9 @@ class TrainingSettings:
     adapt_epochs: int | None = option(
         "Passes over these pairs. [default: the base's; of the sample data 1]", None, least=1
     )
+    bases: Path | None = option(
+        "Folder of an experiment or another study, or a store: bases that it adapted on the same are taken over.", None
+    )
     epochs: int | None = option("Passes over a history. [default: the base's]", None, least=1)
     learning_rate: float | None = option("Highest learning rate. [default: the base's]", None, least=0.0)
     batch_size: int | None = option("Examples per optimizer step. [default: the base's]", None, least=1)
@@ -203,6 +206,7 @@ class Trial:
                 self.dataset.base_users,
                 config,
                 profiles=self.profiles,
+                made_in=self.settings.bases,
                 on_progress=lambda done, total, _: self.place.on_stage(stage, done, total),
             )
             return AdaptedBase(str(store.base_folder(adapted.name)), adapted.fingerprint)

@@ -10,7 +10,6 @@ All modules stand on one base, adapted to all tasks together on the tasks' held-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from oppu.errors import ConfigError, DataError
 from oppu.evaluate.lab.answers import (
@@ -32,9 +31,6 @@ from oppu.evaluate.reports.panels import Panel, Series, marks_of
 from oppu.evaluate.reports.summary import number
 from oppu.evaluate.study import STORE, Column, Outcome, Study, Table, Value, Workplace, option
 from oppu.records import Example, User
-
-if TYPE_CHECKING:
-    from oppu.model.engine import Progress
 
 BASE, OWN, OTHER, JOINT = "base", "one for each task", "the other tasks'", "one for all tasks"
 
@@ -225,7 +221,7 @@ def _asked(trial: Trial, people: Sequence[_Person], at: int) -> list[tuple[Examp
 
 def _adapted_to_all(settings: Settings, place: Workplace, trials: Sequence[Trial]) -> AdaptedBase:
     """The base adapted to all tasks together; made once and kept in the study's store."""
-    from oppu.adapt import AdaptConfig, adapt, adaption_examples, adaption_fingerprint
+    from oppu.adapt import AdaptConfig, adapt_on, adaption_examples
     from oppu.examples import PLAIN
     from oppu.model.base import load_base
     from oppu.store import Store
@@ -235,22 +231,17 @@ def _adapted_to_all(settings: Settings, place: Workplace, trials: Sequence[Trial
         return AdaptedBase(trials[0].base_name, base.fingerprint)
     config = AdaptConfig(trials[0].recipe.adapt, PLAIN, pairs=trials[0].settings.adapt_pairs)
     examples = [e for t in trials for e in adaption_examples(t.task, t.dataset.base_users, config)]
-    name = "-and-".join(trial.task.name for trial in trials)
-    done = 0
-
-    def progress(news: "Progress") -> None:
-        nonlocal done
-        done += news.examples
-        place.on_stage("adapting the base to all tasks", done, len(examples) * config.train.epochs)
-
     with Store((place.out / STORE).absolute()) as store:
-        there, folder = store.base(name), store.base_folder(name)
-        wanted = adaption_fingerprint(base, trials[0].task, examples, config)
-        if there is None or not folder.is_dir() or there.record.get("input_fingerprint") != wanted:
-            adapted = adapt(base, trials[0].task, examples, config, folder, name=name, on_progress=progress)
-            store.put_base(name, adapted.fingerprint, folder, adapted.record)
-            return AdaptedBase(str(folder), adapted.fingerprint)
-        return AdaptedBase(str(folder), there.fingerprint)
+        adapted = adapt_on(
+            store,
+            base,
+            trials[0].task,
+            examples,
+            config,
+            name="-and-".join(trial.task.name for trial in trials),
+            on_progress=lambda done, total, _: place.on_stage("adapting the base to all tasks", done, total),
+        )
+        return AdaptedBase(str(store.base_folder(adapted.name)), adapted.fingerprint)
 
 
 def _has(ways: Sequence[_Way], measure: str) -> bool:
