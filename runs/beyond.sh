@@ -2,10 +2,10 @@
 # What the paper leaves open: eight studies, and the power of Table 1.
 source "$(dirname "$0")/scale.sh"
 for name in staleness items conflicts cohorts users bias finetuning; do
-  study "$name" news_categorize --users "$users" --adapt-pairs "$pairs"
+  trained "$name" news_categorize
 done
 "$OPPU" study tasks --task news_categorize,news_headline --data "$DATA/news_categorize,$DATA/news_headline" --base "$BASE" \
-  --users "$users" --newest "$items" --adapt-pairs "$pairs" --out "$OUT/tasks"
+  --users "$users" --newest "$items" $(adapting news_categorize) --out "$OUT/tasks"
 for file in "$OUT"/table1/*/results.json; do
   [ -f "$file" ] || continue
   run=$(dirname "$file")

@@ -1,4 +1,4 @@
 #!/usr/bin/env bash
 # Figure 6: kinds of modules.
 source "$(dirname "$0")/scale.sh"
-for task in movie_tagging scholarly_title; do study kinds "$task" "${sizes[@]}"; done
+for task in movie_tagging scholarly_title; do trained kinds "$task" --newest "$items"; done

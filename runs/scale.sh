@@ -8,15 +8,36 @@ OPPU=${OPPU:-.venv/bin/oppu}
 case $SCALE in small | full) ;; *) echo "SCALE is '$SCALE'; use small or full" >&2; exit 2 ;; esac
 [ -d "$DATA" ] || { echo "there is no folder $DATA; set DATA to the folder with one folder for each task" >&2; exit 2; }
 
+# adapting TASK: the pairs of held-out users that adapt its base, the same for all scripts; full runs take all
+adapting() {
+  [ "$SCALE" = small ] || return 0
+  case $1 in
+    citation | movie_tagging | news_headline) echo --adapt-pairs 300 ;;
+    news_categorize) echo --adapt-pairs 400 ;;
+    product_rating | scholarly_title) echo --adapt-pairs 100 ;;
+    tweet_paraphrase) echo --adapt-pairs 600 ;;
+    *) echo "unknown task $1" >&2; return 2 ;;
+  esac
+}
+
 # study NAME TASK OPTIONS...: a study on one task, into a folder of its own
 study() {
   local name=$1 task=$2; shift 2
   "$OPPU" study "$name" --task "$task" --data "$DATA/$task" --base "$BASE" --out "$OUT/$name-$task" "$@"
 }
 
-# Users, items and pairs of a study that trains: $users, $items, $pairs
+# trained NAME TASK OPTIONS...: a study that trains, on the bases of Table 1 where it has run
+trained() {
+  local name=$1 task=$2 pairs folder bases=(); shift 2
+  pairs=$(adapting "$task")
+  for folder in "$OUT/table1/$task" "$OUT/table1/$task/seed-0"; do
+    [ ! -d "$folder/store" ] || bases=(--bases "$folder")
+  done
+  study "$name" "$task" --users "$users" $pairs "${bases[@]}" "$@"
+}
+
+# Users and items of a study that trains
 case $SCALE in
-  small) users=8 items=30 pairs=300 ;;
-  full) users=100 items=100000 pairs=100000 ;;
+  small) users=8 items=30 ;;
+  full) users=100 items=100000 ;;
 esac
-sizes=(--users "$users" --newest "$items" --adapt-pairs "$pairs")

@@ -3,5 +3,5 @@
 source "$(dirname "$0")/scale.sh"
 for task in citation product_rating scholarly_title tweet_paraphrase; do
   case $SCALE in small) keep=() ;; full) keep=(--keep 100) ;; esac
-  study shift "$task" "${sizes[@]}" "${keep[@]}"
+  trained shift "$task" --newest "$items" "${keep[@]}"
 done

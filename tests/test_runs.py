@@ -60,6 +60,21 @@ def test_the_first_table_covers_all_tasks_or_those_that_are_named(tmp_path: Path
     assert (found["task"], Path(found["data"]).name, found["methods"]) == ("citation", "citation", "all")
 
 
+def test_an_unknown_task_is_refused(tmp_path: Path) -> None:
+    given = os.environ | {"DATA": str(tmp_path)}
+    ran = subprocess.run([RUNS / "table1.sh", "films"], env=given, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (2, "unknown task films\n")
+
+
+def test_studies_take_over_the_bases_of_the_first_table(tmp_path: Path) -> None:
+    (table,) = started("table1.sh", "small", tmp_path, "movie_tagging")
+    (tmp_path / "out" / "table1" / "movie_tagging" / "store").mkdir(parents=True)
+    (tmp_path / "started").unlink()
+    (case,) = started("figure5.sh", "small", tmp_path)
+    assert parsed(case)["bases"] == parsed(table)["out"]
+    assert parsed(case)["adapt_pairs"] == parsed(table)["adapt_pairs"] == 300
+
+
 def test_citations_by_text_read_the_benchmarks_questions() -> None:
     task = find_task(str(RUNS / "citation_by_text.toml"))
     asked = 'For an author with the title "A", which reference is related? Choose. [1]: "B" [2]: "C"'
