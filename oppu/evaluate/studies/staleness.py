@@ -250,6 +250,8 @@ def _paying(settings: Settings, found: _Found, of_interval: Sequence[float], who
         if whole.is_certain
         else f"If the gain is no chance, {settings.keep:.0%} of it"
     )
+    if enough == 1:
+        return f"{what} is kept by none but the shortest interval, a refresh every {count(interval, 'item')}."
     return (
         f"{what} is kept by a refresh every {count(interval, 'item')}{longest}: it keeps "
         f"{kept[enough - 1]:.0%} and trains {found.learnt / interval:.1f} items for each new one, against "
