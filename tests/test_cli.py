@@ -10,10 +10,12 @@ import typer
 from conftest import tiny_model
 from peft import PeftModel
 from shell import SMALL, World, done, nothing_lost, oppu, refused, rows, write_task
+from store_samples import tiny_module, whose
 from toys import COLOUR, MOTTO, colour_user, motto_user, write_release
 
 from oppu import __version__
 from oppu.cli import app
+from oppu.store import Store
 
 # help
 
@@ -55,6 +57,12 @@ def test_tasks_are_listed_and_shown_as_files_that_are_read_again(tmp_path: Path)
     file = tmp_path / "mine.toml"
     file.write_text(done("tasks", "show", "lamp_3"), encoding="utf-8")
     assert done("tasks", "show", file) == file.read_text(encoding="utf-8")
+
+
+def test_ids_stand_in_tables_as_they_are(tmp_path: Path) -> None:
+    with Store(tmp_path / "store") as store:
+        store.put_module(tiny_module(), **whose("[b]:smile:[/i]"))
+    assert "[b]:smile:[/i]" in done("modules", "list", "--store", tmp_path / "store")
 
 
 # from end to end

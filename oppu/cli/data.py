@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from oppu.cli.options import TaskName
+from oppu.cli.terminal import console
 
 data_app = typer.Typer(help="Check data, and fetch LaMP's.", no_args_is_help=True)
 
@@ -33,7 +33,7 @@ def check(
 
     found = find_task(task) if task is not None else named_task(path)
     result = checked(path, found)
-    Console().print(statistics_table(statistics(result.dataset, found)))
+    console().print(statistics_table(statistics(result.dataset, found)))
     for note in result.notes:
         typer.echo(f"note: {note}")
 

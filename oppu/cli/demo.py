@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from oppu.cli.options import quiet_libraries
 from oppu.cli.progress import meter
+from oppu.cli.terminal import console
 
 if TYPE_CHECKING:
     from oppu.demo import Shown
@@ -34,8 +34,8 @@ def demo(
     from oppu.evaluate.reports.summary import summary_table
 
     started = time.perf_counter()
-    console = Console()
-    console.print(
+    terminal = console()
+    terminal.print(
         "Eight simulated people, two tasks: which folder a note goes into, and the subject line of a message."
     )
     with quiet_libraries(), meter() as progress:
@@ -45,13 +45,13 @@ def demo(
             on_stage=lambda stage: progress.show(stage.name, stage.done, stage.total, stage.tokens),
         )
     for each in shown:
-        console.print()
-        console.print(summary_table(each.task, each.cells))
-        console.print(_lifts(each))
-    console.print(f"\n{time.perf_counter() - started:.0f} s. Reports:")
+        terminal.print()
+        terminal.print(summary_table(each.task, each.cells))
+        terminal.print(_lifts(each))
+    terminal.print(f"\n{time.perf_counter() - started:.0f} s. Reports:")
     for each in shown:
-        console.print(f"  {each.out / 'report.html'}", highlight=False)
-    console.print(_next_steps(shown[0]), highlight=False, soft_wrap=True)
+        terminal.print(f"  {each.out / 'report.html'}")
+    terminal.print(_next_steps(shown[0]), soft_wrap=True)
 
 
 def _lifts(shown: "Shown") -> Table:

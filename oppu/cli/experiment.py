@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from oppu.cli.options import (
     BaseName,
@@ -38,6 +37,7 @@ from oppu.cli.options import (
 )
 from oppu.cli.progress import Meter, meter
 from oppu.cli.report import say
+from oppu.cli.terminal import console
 from oppu.model.embedded import EMBEDDED
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ def experiment(
                 bases=bases,
                 on_stage=partial(_show, shown),
             )
-        Console().print(summary_table(each.task, cells))
+        console().print(summary_table(each.task, cells))
         typer.echo(f"report: {each.out / 'report.html'}")
     if len(planned) > 1:
         command = shlex.join(["oppu", *sys.argv[1:]])

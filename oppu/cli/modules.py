@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from oppu.cli.options import Device, Dtype, Files, Quantize, StoreAddress, UserId, open_store, quiet_libraries
+from oppu.cli.terminal import console
 
 if TYPE_CHECKING:
     from oppu.store import ModuleRecord, Store
@@ -46,7 +46,7 @@ def list_modules(
         size = f"{record.size_bytes / 1024:,.0f}"
         row = (record.user_id, record.task, record.setting, record.base_name, str(record.version), record.created, size)
         table.add_row(*row)
-    Console().print(table)
+    console().print(table)
     typer.echo(f"{len(records)} modules of {len({record.user_id for record in records})} users")
 
 

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-console = Console(stderr=True)
+from oppu.cli.terminal import console
 
 
 class Meter:
@@ -30,15 +29,15 @@ class Meter:
         self._progress.update(self._bar, completed=done, total=total, speed=speed)
 
     def say(self, line: str) -> None:
-        """A line above the bars, word by word: ids may hold what rich takes for markup or emoji."""
-        self._progress.console.print(line, highlight=False, markup=False, emoji=False)
+        """A line above the bars."""
+        self._progress.console.print(line)
 
 
 @contextmanager
 def meter() -> Iterator[Meter]:
     """A meter on standard error, which stays as it was at the end."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[speed]}"),
@@ -46,7 +45,7 @@ def meter() -> Iterator[Meter]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console(stderr=True)) as progress:
         yield Meter(progress)
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+
+from oppu.cli.terminal import console
 
 if TYPE_CHECKING:
     from oppu.evaluate.reports.joint import Joint
@@ -39,9 +40,6 @@ def report(
 
 def say(joint: "Joint") -> None:
     """Findings, warnings and the page's place, in the terminal."""
-    console = Console()
-    for sentence in joint.found:
-        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
-    for sentence in joint.warnings:
-        console.print(f"Mind: {sentence}", highlight=False, markup=False, soft_wrap=True)
+    for sentence in [*joint.found, *(f"Mind: {sentence}" for sentence in joint.warnings)]:
+        console().print(sentence, soft_wrap=True)
     typer.echo(f"report: {joint.report}")

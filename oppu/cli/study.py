@@ -10,12 +10,12 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
 from oppu.cli.options import quiet_libraries
 from oppu.cli.progress import meter
+from oppu.cli.terminal import console
 from oppu.errors import ConfigError
 from oppu.evaluate.study import Outcome, Study, all_studies, is_number, run_study, shown, study_in
 
@@ -61,7 +61,7 @@ def study(context: typer.Context) -> None:
             table.add_column(column)
         for each in all_studies():
             table.add_row(each.name, each.source or "–", each.summary)
-        Console().print(table)
+        console().print(table)
         typer.echo("\none of them: oppu study NAME --help")
 
 
@@ -156,8 +156,8 @@ def _print(study: Study, outcome: Outcome) -> None:
         table.add_column(outcome.table.columns[place].title, justify="right" if right else "left")
     for row in outcome.table.rows:
         table.add_row(*(shown(row[place], outcome.table.columns[place]) for place in places))
-    console = Console()
-    console.print(table)
-    console.print(f"\nThe paper: {study.paper}", highlight=False)
+    terminal = console()
+    terminal.print(table)
+    terminal.print(f"\nThe paper: {study.paper}")
     for sentence in outcome.found:
-        console.print(f"This run: {sentence}", highlight=False)
+        terminal.print(f"This run: {sentence}")

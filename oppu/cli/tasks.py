@@ -3,8 +3,9 @@
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
+
+from oppu.cli.terminal import console
 
 tasks_app = typer.Typer(help="The built-in tasks; a task of one's own is a TOML file.", invoke_without_command=True)
 
@@ -32,7 +33,7 @@ def _list() -> None:
         table.add_column(column, justify="right" if column == "labels" else "left")
     for task in BUILT_IN.values():
         table.add_row(task.name, task.lamp_id, task.kind, str(len(task.labels) or ""), task.title)
-    Console().print(table)
+    console().print(table)
     typer.echo("\none in full: oppu tasks show NAME")
 
 
