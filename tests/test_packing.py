@@ -1,6 +1,7 @@
 """A packed row is the prefix tree of its sequences, and a model sees through it what it sees in each alone."""
 
 from collections.abc import Sequence
+from itertools import combinations, pairwise
 
 import pytest
 import torch
@@ -32,6 +33,7 @@ from oppu.model.base import make_base
 from oppu.model.decode import Decoder, Prompt
 from oppu.model.forward import answer_log_probs, packed_logits, rows_of
 from oppu.model.packing import Row, attention_blocks, common_prefix, pack
+from oppu.model.tokens import Encoded
 
 SEQUENCES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=7), min_size=1, max_size=8)
 """Few tokens, so that prefixes are shared, sequences equal, and one the beginning of another."""
@@ -124,11 +126,41 @@ def test_rows_beside_each_other_do_not_see_each_other() -> None:
 
 def test_rows_hold_no_more_than_the_limit_and_no_example_is_lost() -> None:
     examples = toy_examples(25, seed=3)
-    rows = list(rows_of(0, examples, 120))
+    limit = 2 * max(len(e.tokens) for e in examples)
+    rows = list(rows_of(0, examples, limit))
+    assert len(rows) > 2
     assert sorted((e for row in rows for e in row.examples), key=lambda e: e.tokens) == sorted(
         examples, key=lambda e: e.tokens
     )
-    assert all(len(row.row) <= 120 for row in rows)
+    assert all(len(row.row) <= limit for row in rows)
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=8), st.integers(4, 20))
+def test_rows_are_cut_where_the_fewest_tokens_stand_twice(sequences: list[list[int]], limit: int) -> None:
+    examples = [Encoded((*tokens, 9), len(tokens)) for tokens in sequences]
+    rows = list(rows_of(0, examples, limit))
+    ordered = sorted(sequences)
+    limit = max(limit, 5 * max(map(len, sequences)) // 4)
+
+    def tokens_in(cuts: Sequence[int]) -> list[int]:
+        return [len(pack(ordered[start:end])) for start, end in pairwise([0, *cuts, len(ordered)])]
+
+    ways = [
+        sizes
+        for count in range(len(ordered))
+        for cuts in combinations(range(1, len(ordered)), count)
+        if max(sizes := tokens_in(cuts)) <= limit
+    ]
+    assert max(len(row.row) for row in rows) <= limit
+    assert (sum(len(row.row) for row in rows), len(rows)) == min((sum(sizes), len(sizes)) for sizes in ways)
+
+
+def test_answers_stay_with_a_prompt_that_is_longer_than_a_row() -> None:
+    prompts = [tuple(range(100 * n, 100 * n + 60)) for n in range(3)]
+    examples = [Encoded((*prompt, answer, 9), len(prompt)) for prompt in prompts for answer in range(5)]
+    rows = list(rows_of(0, examples, 50))
+    assert [len(row.row) for row in rows] == [65] * 3
+    assert [{e.tokens[:60] for e in row.examples} for row in rows] == [{prompt} for prompt in prompts]
 
 
 SIZES = {

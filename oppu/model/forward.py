@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from oppu.model.attention import PackedLayout, use_layout
 from oppu.model.head import chosen_log_probs, plain_head
-from oppu.model.packing import Row, pack
+from oppu.model.packing import Row, common_prefix, pack
 from oppu.model.tokens import Encoded
 
 
@@ -28,15 +28,45 @@ class SlotRow:
 
 
 def rows_of(slot: int, examples: Sequence[Encoded], max_tokens: int) -> Iterator[SlotRow]:
-    """Pack one user's examples into as few rows of at most `max_tokens` tokens as halving finds."""
+    """Pack one user's examples into rows of at most `max_tokens` tokens, cut so that the fewest tokens stand twice.
+
+    Where an example is longer by itself, a row may have a quarter more than it: answers stay with their prompt.
+    """
     row = pack([e.tokens[:-1] for e in examples])  # the last token is only ever predicted
     if len(row) <= max_tokens or len(examples) == 1:
         yield SlotRow(slot, tuple(examples), row)
         return
     ordered = sorted(examples, key=lambda e: e.tokens)  # keeps shared prefixes together
-    middle = len(ordered) // 2
-    yield from rows_of(slot, ordered[:middle], max_tokens)
-    yield from rows_of(slot, ordered[middle:], max_tokens)
+    sequences = [e.tokens[:-1] for e in ordered]
+    limit = max(max_tokens, 5 * max(map(len, sequences)) // 4)
+    for start, end in _cuts(sequences, limit):
+        yield SlotRow(slot, tuple(ordered[start:end]), pack(sequences[start:end]))
+
+
+def _cuts(sequences: Sequence[Sequence[int]], limit: int) -> list[tuple[int, int]]:
+    """Where sequences in order are cut into packed rows of at most `limit` tokens each, as (start, end).
+
+    Of all ways the one in which the fewest tokens stand in two rows, and of these one with the fewest rows.
+    """
+    shared = [0, *map(common_prefix, sequences, sequences[1:])]  # what each has in common with the one before
+    best, begins = [(0, 0)], [0]  # for the first n sequences: (tokens that stand twice, rows), and the last row's start
+    for end in range(1, len(sequences) + 1):
+        found: list[tuple[tuple[int, int], int]] = []
+        after = 0  # tokens of the row behind its first sequence
+        for start in reversed(range(end)):
+            if found and len(sequences[start]) + after > limit:
+                break
+            twice, rows = best[start]
+            found.append(((twice + shared[start], rows + 1), start))
+            after += len(sequences[start]) - shared[start]
+        cost, begin = min(found)
+        best.append(cost)
+        begins.append(begin)
+    cuts, end = [], len(sequences)
+    while end:
+        cuts.append((begins[end], end))
+        end = begins[end]
+    return cuts[::-1]
 
 
 def passes(rows: Iterable[SlotRow], max_tokens: int) -> Iterator[list[SlotRow]]:
