@@ -81,6 +81,15 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return calls
 
 
+@pytest.mark.parametrize(
+    ("adapt", "said"),
+    [(True, "The base was adapted on whole items."), (False, "The base is taken as it is, not adapted.")],
+)
+def test_a_page_says_whether_the_base_was_adapted(tmp_path: Path, adapt: bool, said: str) -> None:
+    trial = open_trial(replace(TrialSettings(), adapt=adapt), Workplace(tmp_path, lambda *_: None))
+    assert trial.base_note("on whole items") == said
+
+
 def test_a_variant_answers_as_the_same_experiment_does(found: Ran, settings: TrialSettings, tmp_path: Path) -> None:
     task, users, base_users = sample()
     recipe = open_trial(settings, Workplace(tmp_path)).recipe

@@ -183,6 +183,10 @@ class Trial:
         queries = count(sum(len(user.queries) for user in users), "question")
         return f"{self.task.title}: {count(len(users), 'user')}, {queries}; base {self.base_name}"
 
+    def base_note(self, how: str) -> str:
+        """A sentence on the base; `how` it was adapted, where it was: `on whole items`."""
+        return f"The base was adapted {how}." if self.settings.adapt else "The base is taken as it is, not adapted."
+
     def facts(self, more: str = "") -> str:
         """The line under a study's headline."""
         items = "all" if self.settings.newest is None else f"the newest {self.settings.newest}"

@@ -109,8 +109,8 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
         notes=(
             "Full fine-tuning: all parameters, embeddings among them, by AdamW with the schedule, clipping and loss of "
             f"modules, {_epochs(trial, settings)} passes in batches of {settings.full_batch}; it begins where modules "
-            "begin, with the base that was adapted to the task on held-out users. Of its learning rates, the one with "
-            "the best NLL on the questions themselves is the one compared with, which favours it.",
+            f"begin, with the base. {trial.base_note('to the task on held-out users')} Of its learning rates, the one "
+            "with the best NLL on the questions themselves is the one compared with, which favours it.",
             "Parameters of modules are those of all users together; full fine-tuning yields one model for everybody. "
             "Seconds are as they were on this machine, other work included.",
         ),

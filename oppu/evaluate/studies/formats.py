@@ -156,8 +156,8 @@ def _note(trial: Trial) -> str:
     whole, questions, answers = next(each for each in forms if each[0] != each[1])
     return (
         f"A whole item reads “{whole}”, its question alone “{questions}”, its answer alone “{answers}”; without both, "
-        "it is learnt as running text. Answers alone cannot be searched with a question: the newest are shown. The "
-        "base was adapted on whole items."
+        "it is learnt as running text. Answers alone cannot be searched with a question: the newest are shown. "
+        f"{trial.base_note('on whole items')}"
     )
 
 

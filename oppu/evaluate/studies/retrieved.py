@@ -46,8 +46,8 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
         table=_table(trial, ran),
         facts=trial.facts(),
         notes=(
-            "k = 0: the question alone, to the base and to a module. Every k has a base adapted with so many retrieved "
-            "items in its prompts, and modules trained with so many.",
+            "k = 0: the question alone, to the base and to a module. Every k has modules trained with so many items in "
+            f"their prompts. {trial.base_note('anew for every k, with so many in its prompts')}",
         ),
     )
 

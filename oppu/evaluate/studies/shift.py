@@ -76,7 +76,7 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
         panels=(_scores(trial, ran), _histogram(relevance, kept)),
         table=_table(trial.task, ran, items, means),
         facts=trial.facts(f"; relevance by {embedder}"),
-        notes=_NOTES,
+        notes=(_NOTE, trial.base_note("on whole histories of held-out users")),
         numbers={"mean_relevance": means},
     )
 
@@ -218,10 +218,10 @@ def _found(task: Task, ran: Mapping[str, Ran], means: Mapping[str, float]) -> tu
     )
 
 
-_NOTES = (
+_NOTE = (
     "Relevance of an item: its greatest cosine similarity to one of the user's questions, over the fields that "
-    "retrieval searches. Retrieval and training both see the kept items alone; the base was adapted on whole histories "
-    "of held-out users. Random: as many items as the least relevant, drawn without regard to the questions.",
+    "retrieval searches. Retrieval and training both see the kept items alone. Random: as many items as the least "
+    "relevant, drawn without regard to the questions."
 )
 
 STUDY = Study(

@@ -132,8 +132,8 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
             "One for all tasks: a module of the same rank learns the items of all tasks, and so takes as many steps as "
             "the others together; a person has one module instead of one for each task. The other tasks': how a module "
             "answers that has learnt every task but the one asked.",
-            "All modules stand on one base, adapted to all tasks together. Gains are of NLL; intervals: users "
-            "resampled.",
+            f"All modules stand on one base. {trials[0].base_note('to all tasks together')} Gains are of NLL; "
+            "intervals: users resampled.",
         ),
         numbers={"people": [{"id": each.id, "users": [part.id for part in each.parts]} for each in people]},
     )
