@@ -69,6 +69,8 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
     trial = open_trial(settings, place)
     ways = _measured(trial, settings)
     measures = measures_of(trial.task, ways[0].answers)
+    epochs = _epochs(trial, settings)
+    passes = "one pass" if epochs == 1 else f"{epochs} passes"
     without = {way.prompt: way for way in ways if not way.trained}
     best = {
         prompt: min((way for way in ways if _is_full(way) and way.prompt == prompt), key=lambda way: _nll(trial, way))
@@ -108,7 +110,7 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
         facts=trial.facts(f", full fine-tuning on those of all users together; retrieval k = {settings.k}"),
         notes=(
             "Full fine-tuning: all parameters, embeddings among them, by AdamW with the schedule, clipping and loss of "
-            f"modules, {_epochs(trial, settings)} passes in batches of {settings.full_batch}; it begins where modules "
+            f"modules, {passes} in batches of {settings.full_batch}; it begins where modules "
             f"begin, with the base. {trial.base_note('to the task on held-out users')} Of its learning rates, the one "
             "with the best NLL on the questions themselves is the one compared with, which favours it.",
             "Parameters of modules are those of all users together; full fine-tuning yields one model for everybody. "
