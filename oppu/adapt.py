@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from oppu import __version__
-from oppu.errors import DataError, ModelError, OppuError
+from oppu.errors import ConfigError, DataError, ModelError, OppuError
 from oppu.examples import PLAIN, Setting, query_examples, training_examples
 from oppu.model.base import Base, load_base, record_of, save_base
 from oppu.model.checkpoint import Checkpoint, checkpoint_bytes, read_checkpoint
@@ -97,7 +97,8 @@ def adapt_into_store(
 ) -> Base:
     """The base adapted to the task, by default called TASK-SETTING: the store's, when it was made from the very same.
 
-    `made_in`: another run's folder, or a store's, whose base is taken over when it was made from the very same.
+    `made_in`: another run's folder, or a store's, whose base is taken over when it was made from the very same;
+    ConfigError where there is no such folder.
     `on_progress(examples done, of, tokens)`. A new one changes `base.model` in place. ModelError for a quantized base:
     the adapted one may be quantized when it is loaded.
     """
@@ -204,6 +205,8 @@ def adapt(
 
 def _take_over(run: Path, folder: Path, fingerprint: str) -> None:
     """Fills the folder with a base of the same name that a run, or a store, elsewhere has made from these inputs."""
+    if not run.is_dir():
+        raise ConfigError("is no folder", where=str(run), fix="give the folder of a run, a study or a store")
     found = next((place for place in _bases_of(run, folder.name) if _is_made(place, fingerprint)), None)
     if found is None:
         _LOG.warning("%s holds no base '%s' made from the same; one is adapted", run, folder.name)

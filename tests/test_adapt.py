@@ -14,7 +14,7 @@ from conftest import toy_examples
 from toys import COLOUR, FAST, colour_user, tiny_base_folder
 
 from oppu.adapt import AdaptConfig, adapt_into_store, adaption_examples
-from oppu.errors import DataError, OppuError
+from oppu.errors import ConfigError, DataError, OppuError
 from oppu.examples import Setting
 from oppu.model.bank import Bank
 from oppu.model.base import Base, load_base
@@ -145,6 +145,11 @@ def test_a_base_made_elsewhere_from_something_else_is_not_taken_over(
     found = adapt_into_store(store, load_base(str(folder)), COLOUR, USERS, CONFIG, made_in=tmp_path / "elsewhere")
     assert found.fingerprint != first.fingerprint
     assert "elsewhere holds no base 'colour-plain' made from the same; one is adapted" in caplog.text
+
+
+def test_a_folder_of_bases_that_is_not_there_is_an_error(store: Store, base: Base, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nowhere: is no folder; give the folder of a run, a study or a store"):
+        adapt_into_store(store, base, COLOUR, USERS, CONFIG, made_in=tmp_path / "nowhere")
 
 
 def test_other_settings_users_or_task_adapt_it_anew_under_the_name(store: Store, base: Base, folder: Path) -> None:
