@@ -59,7 +59,7 @@ class Ledger:
             return None
         if self._waiting and _items(held.values()) < self._open_items / self._workers:
             user = self._waiting.popleft()
-        elif self._suspects and not self._waiting and not held:
+        elif self._suspects and not held:  # nobody else is waiting, or an empty worker would have got them
             user = self._suspects.popleft()
         else:
             return None
