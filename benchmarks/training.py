@@ -323,7 +323,7 @@ def main() -> None:
     """Parse, run every case, print, and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", default="movie_tagging", help="names, separated by commas, or all")
-    parser.add_argument("--data", default="../shared/data", help="folder with one folder per task")
+    parser.add_argument("--data", default="data", help="folder with one folder per task")
     parser.add_argument("--k", default="0", help="numbers of retrieved items, separated by commas")
     parser.add_argument("--users", type=int, default=8)
     parser.add_argument("--company", help="numbers of users, separated by commas: time per user in company")

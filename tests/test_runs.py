@@ -60,6 +60,14 @@ def test_the_first_table_covers_all_tasks_or_those_that_are_named(tmp_path: Path
     assert (found["task"], Path(found["data"]).name, found["methods"]) == ("citation", "citation", "all")
 
 
+def test_our_own_ways_of_asking_are_named_as_tasks_are(tmp_path: Path) -> None:
+    for scale in ("small", "full"):
+        (one,) = started("table1.sh", scale, tmp_path / scale, "tweets_reworded")
+        found = parsed(one)
+        assert find_task(found["task"]).name == "tweets_reworded"
+        assert Path(found["data"]).name == "tweet_paraphrase"
+
+
 def test_an_unknown_task_is_refused(tmp_path: Path) -> None:
     given = os.environ | {"DATA": str(tmp_path)}
     ran = subprocess.run([RUNS / "table1.sh", "films"], env=given, capture_output=True, text=True, check=False)
@@ -81,6 +89,7 @@ def test_citations_by_text_read_the_benchmarks_questions() -> None:
     fields = task.parse_query(asked)
     assert fields == {"title": "A", "option1": "B", "option2": "C"}
     assert options(task, fields) == (("[1]", "B"), ("[2]", "C"))
+    assert task.profile_prompt == BUILT_IN["citation"].profile_prompt
     with pytest.raises(ConfigError, match="has the parts option1, option2, title"):
         task.fields_of("A?")
 
@@ -90,6 +99,7 @@ def test_reworded_tweets_ask_the_benchmarks_question() -> None:
     (form,) = task.history
     papers = BUILT_IN["tweet_paraphrase"]
     assert (task.prompt, task.query_pattern, form.prompt) == (papers.prompt, papers.query_pattern, papers.prompt)
+    assert task.profile_prompt == papers.profile_prompt
     user = User("ann", (HistoryItem("t1", {"text": "@bob SOOO late again!! lol"}, 1.0),))
     (example,) = training_examples(task, user)
     assert example.prompt.endswith("text: So late again. tweet:")

@@ -115,6 +115,9 @@ def test_the_base_is_adapted_to_all_tasks_together_and_once(tiny: Path, tmp_path
     made = record["made"]
     done(*given, *quick, "--out", tmp_path / "tasks", "--rank", "3")
     assert json.loads((folder / "oppu.json").read_text())["made"] == made
+    done(*given, *quick, "--out", tmp_path / "other", "--rank", "3", "--bases", tmp_path / "tasks")
+    taken = tmp_path / "other" / "store" / "bases" / folder.name / "model.safetensors"
+    assert taken.samefile(folder / "model.safetensors")
     tasks = [sample(place, 1)[0] for place in (0, 1)]
     read = [(task, read_dataset(sample_tasks()[place].data, task)) for place, task in enumerate(tasks)]
     datasets = [(task, without_test_questions(task, data)) for task, data in read]

@@ -161,6 +161,31 @@ def test_one_more_method_or_k_costs_itself_alone(
     assert more.cell("oppu+rag", 2) == more.cells[6]
 
 
+def test_a_base_adapted_on_questions_alone_is_one_that_an_experiment_without_histories_makes(
+    settings: TrialSettings, tmp_path: Path, trained: list[str]
+) -> None:
+    alone = replace(settings, adapt_histories=False)
+    made = open_trial(alone, Workplace(tmp_path / "study")).run("one", ("base",))
+    task, users, base_users = sample()
+    recipe = open_trial(alone, Workplace(tmp_path)).recipe
+    wanted = Experiment(
+        task=task,
+        methods=("base",),
+        k=(1,),
+        base=str(settings.base),
+        adapt=recipe.adapt,
+        personal=recipe.personal,
+        pairs=8,
+        histories=False,
+    )
+    run(wanted, Dataset(users, base_users), tmp_path / "run", bases=tmp_path / "study", report=False)
+    assert trained == ["note_filing-plain"]
+    ours = Path(made.bases["base-k0"].name) / "model.safetensors"
+    assert ours.samefile(tmp_path / "run" / "store" / "bases" / "note_filing-plain" / "model.safetensors")
+    open_trial(settings, Workplace(tmp_path / "study")).run("one", ("base",))
+    assert trained == ["note_filing-plain"] * 2  # with histories it is another
+
+
 def test_an_adaption_with_other_settings_is_another_base_with_other_runs(
     settings: TrialSettings, tmp_path: Path, trained: list[str]
 ) -> None:

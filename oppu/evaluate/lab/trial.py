@@ -42,6 +42,7 @@ class TrainingSettings:
     users: int | None = option("The users with the longest histories.", 4, least=1)
     newest: int | None = option("Train on the newest so many items of a history.", 20, least=1)
     adapt: bool = option("Adapt the base to the task first (section 2.2).", True)
+    adapt_histories: bool = option("Use held-out users' histories as pairs, too.", True)
     adapt_pairs: int | None = option(
         "Pairs to adapt on, drawn at random. [default: all; of the sample data 96]", None, least=1
     )
@@ -200,7 +201,7 @@ class Trial:
         base = load_base(self.base_name, device=self.settings.device)
         if not self.settings.adapt:
             return AdaptedBase(self.base_name, base.fingerprint)
-        config = AdaptConfig(self.recipe.adapt, setting, pairs=self.settings.adapt_pairs)
+        config = AdaptConfig(self.recipe.adapt, setting, self.settings.adapt_histories, self.settings.adapt_pairs)
         stage = f"adapting the base ({setting.name})"
         with Store((self.place.out / STORE).absolute()) as store:
             adapted = adapt_into_store(

@@ -45,11 +45,15 @@ class Settings:
     users: int = option("Users, those with the longest histories over all tasks.", 4, least=1)
     newest: int = option("Train on the newest so many items of each task.", 20, least=1)
     adapt: bool = option("Adapt the base to the tasks first (section 2.2), to all of them together.", True)
+    adapt_histories: bool = option("Use held-out users' histories as pairs, too.", True)
     adapt_pairs: int | None = option(
         "Pairs of each task to adapt on, drawn at random. [default: all; of the sample data 96]", None, least=1
     )
     adapt_epochs: int | None = option(
         "Passes over these pairs. [default: the base's; of the sample data 1]", None, least=1
+    )
+    bases: Path | None = option(
+        "Folder of another such study, or a store: the base is taken over if it was adapted on the same.", None
     )
     epochs: int | None = option("Passes over a history. [default: the base's]", None, least=1)
     learning_rate: float | None = option("Highest learning rate. [default: the base's]", None, least=0.0)
@@ -229,7 +233,7 @@ def _adapted_to_all(settings: Settings, place: Workplace, trials: Sequence[Trial
     base = load_base(trials[0].base_name, device=settings.device)
     if not settings.adapt:
         return AdaptedBase(trials[0].base_name, base.fingerprint)
-    config = AdaptConfig(trials[0].recipe.adapt, PLAIN, pairs=trials[0].settings.adapt_pairs)
+    config = AdaptConfig(trials[0].recipe.adapt, PLAIN, settings.adapt_histories, trials[0].settings.adapt_pairs)
     examples = [e for t in trials for e in adaption_examples(t.task, t.dataset.base_users, config)]
     with Store((place.out / STORE).absolute()) as store:
         adapted = adapt_on(
@@ -239,6 +243,7 @@ def _adapted_to_all(settings: Settings, place: Workplace, trials: Sequence[Trial
             examples,
             config,
             name="-and-".join(trial.task.name for trial in trials),
+            made_in=settings.bases,
             on_progress=lambda done, total, _: place.on_stage("adapting the base to all tasks", done, total),
         )
         return AdaptedBase(str(store.base_folder(adapted.name)), adapted.fingerprint)
