@@ -32,7 +32,8 @@ def test_attention_is_that_of_the_blocks(batches: list[list[list[int]]], seed: i
 @pytest.mark.gpu
 @needs_cuda
 def test_on_cuda_it_passes_its_own_trial_forward_and_backward() -> None:
-    assert attention._flex_works(torch.device("cuda"))
+    for dtype in (torch.float32, torch.bfloat16):
+        assert attention._flex_works(torch.device("cuda", 0), dtype, 9, 3, 64)
 
 
 def test_blocks_that_nobody_sees_are_left_out() -> None:
@@ -52,6 +53,7 @@ def test_the_trial_accepts_what_works_and_refuses_what_does_not(monkeypatch: pyt
 
     for attend, works in ((dense, True), (lambda *given: 1.1 * dense(*given), False), (lambda *_: 1 / 0, False)):
         monkeypatch.setattr(TreeAttention, "attend", attend)
-        attention._flex_works.cache_clear()
-        assert attention._flex_works(CPU) == works
-    attention._flex_works.cache_clear()
+        for dtype in (torch.float32, torch.bfloat16):
+            assert attention._flex_works.__wrapped__(CPU, dtype, 4, 2, 32) == works
+            with torch.inference_mode():  # as in the first pass of all, when a base is loaded
+                assert attention._flex_works.__wrapped__(CPU, dtype, 4, 2, 32) == works
