@@ -6,8 +6,9 @@ for name in staleness items conflicts cohorts users bias finetuning; do
 done
 "$OPPU" study tasks --task news_categorize,news_headline --data "$DATA/news_categorize,$DATA/news_headline" --base "$BASE" \
   --users "$users" --newest "$items" $(adapting news_categorize) --out "$OUT/tasks"
-for file in "$OUT"/table1/*/results.json; do
+for file in "$OUT"/table1/*/results.json "$OUT"/table1/*/seed-*/results.json; do
   [ -f "$file" ] || continue
   run=$(dirname "$file")
-  "$OPPU" study power --run "$run" --out "$OUT/power-$(basename "$run")"
+  name=${run#"$OUT/table1/"}
+  "$OPPU" study power --run "$run" --out "$OUT/power-${name/\//-}"
 done

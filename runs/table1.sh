@@ -4,11 +4,23 @@
 source "$(dirname "$0")/scale.sh"
 tasks=("$@")
 [ ${#tasks[@]} -gt 0 ] || tasks=(citation news_categorize movie_tagging product_rating news_headline scholarly_title tweet_paraphrase)
-if [ "$SCALE" = full ]; then # all at once, with a joint report
-  naming "${tasks[0]}"
-  [ ${#tasks[@]} -eq 1 ] || named=(--task "$(IFS=,; echo "${tasks[*]}")" --data "$DATA")
-  "$OPPU" experiment "${named[@]}" --base "$BASE" --methods all --users 100 \
-    --seeds 0,1,2 --out "$OUT/table1"
+
+# full: an experiment in full, on the tasks of `named`
+full() {
+  "$OPPU" experiment "${named[@]}" --base "$BASE" --methods all --users 100 --seeds 0,1,2 --out "$OUT/table1"
+}
+
+if [ "$SCALE" = full ]; then
+  papers=()
+  for task in "${tasks[@]}"; do # our own ways of asking by themselves, as they have data under another name
+    if [ -f "$RUNS/$task.toml" ]; then naming "$task"; full; else papers+=("$task"); fi
+  done
+  case ${#papers[@]} in # the paper's tasks last and at once, so that the joint page in the folder is theirs
+    0) exit ;;
+    1) naming "${papers[0]}" ;;
+    *) named=(--task "$(IFS=,; echo "${papers[*]}")" --data "$DATA") ;;
+  esac
+  full
   exit
 fi
 fast=(--learning-rate 0.01 --epochs 1)

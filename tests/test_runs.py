@@ -19,14 +19,23 @@ from oppu.tasks import BUILT_IN, find_task
 RUNS = Path(__file__).parent.parent / "runs"
 SCRIPTS = sorted(path.name for path in RUNS.glob("*.sh") if path.name != "scale.sh")
 
+TABLES = {
+    "small": ("table1/movie_tagging/results.json",),
+    "full": tuple(f"table1/{task}/seed-{n}/results.json" for task in ("citation", "movie_tagging") for n in range(3)),
+}
+"""Where finished runs of Table 1 lie, by scale."""
+
 
 def started(script: str, scale: str, folder: Path, *arguments: str) -> list[list[str]]:
     """The commands that a script starts, in order; a stand-in for the program writes them down."""
     for task in BUILT_IN:
         (folder / "data" / task).mkdir(parents=True, exist_ok=True)
-    for finished in ("table1/movie_tagging/results.json", "shift-citation/study.json"):
+    for finished in (*TABLES[scale], "shift-citation/shift.json"):
         (folder / "out" / finished).parent.mkdir(parents=True, exist_ok=True)
         (folder / "out" / finished).touch()
+    for place in ("shift-citation", "shift-tweet_paraphrase"):  # of the second there is this file alone
+        (folder / "out" / place).mkdir(exist_ok=True)
+        (folder / "out" / place / "study.json").write_text('{\n "study": "shift"\n}\n')
     stand_in = folder / "oppu"
     stand_in.write_text(f'#!/usr/bin/env bash\nprintf "%q " "$@" >> {folder}/started; echo >> {folder}/started\n')
     stand_in.chmod(0o755)
@@ -66,6 +75,30 @@ def test_our_own_ways_of_asking_are_named_as_tasks_are(tmp_path: Path) -> None:
         found = parsed(one)
         assert find_task(found["task"]).name == "tweets_reworded"
         assert Path(found["data"]).name == "tweet_paraphrase"
+
+
+def test_our_own_ways_of_asking_beside_the_papers_tasks_have_commands_of_their_own(tmp_path: Path) -> None:
+    asked = ("citation_by_text", "citation", "movie_tagging", "tweets_reworded")
+    *own, papers = map(parsed, started("table1.sh", "full", tmp_path, *asked))
+    assert [find_task(each["task"]).name for each in own] == ["citation_by_text", "tweets_reworded"]
+    assert [Path(each["data"]).name for each in own] == ["citation", "tweet_paraphrase"]
+    assert (papers["task"], Path(papers["data"]).name) == ("citation,movie_tagging", "data")
+
+
+@pytest.mark.parametrize("scale", ["small", "full"])
+def test_the_power_of_every_run_of_the_first_table_is_asked_for(scale: str, tmp_path: Path) -> None:
+    found = [parsed(each) for each in started("beyond.sh", scale, tmp_path) if each[:2] == ["study", "power"]]
+    runs = [str(each["run"].relative_to(tmp_path / "out")) for each in found]
+    assert runs == [str(Path(file).parent) for file in TABLES[scale]]
+    names = [each["out"].name for each in found]
+    assert names == [run.replace("table1/", "power-").replace("/", "-") for run in runs]
+
+
+@pytest.mark.parametrize("scale", ["small", "full"])
+def test_the_report_takes_what_is_finished_alone(scale: str, tmp_path: Path) -> None:
+    (report,) = started("report.sh", scale, tmp_path)
+    found = [str(folder.relative_to(tmp_path / "out")) for folder in parsed(report)["folders"]]
+    assert found == [*(str(Path(file).parent) for file in TABLES[scale]), "shift-citation"]
 
 
 def test_an_unknown_task_is_refused(tmp_path: Path) -> None:
