@@ -4,7 +4,7 @@ import csv
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -19,6 +19,7 @@ from oppu.cli.study import _command
 from oppu.errors import ConfigError, DataError, ModelError
 from oppu.evaluate import studies
 from oppu.evaluate.lab.own_process import in_own_process
+from oppu.evaluate.lab.trial import TrialSettings
 from oppu.evaluate.reports.fit import fit_line
 from oppu.evaluate.reports.panels import Panel, Series, lines_of
 from oppu.evaluate.results import Cell, Prediction, write_cell, write_results
@@ -90,6 +91,14 @@ def test_studies_are_listed_with_a_line_each() -> None:
     assert [each.name for each in all_studies()] == names_of_files()
     for each in all_studies():
         assert f"{each.name} {each.source or '–'}" in listed
+
+
+def test_the_guide_names_the_options_that_studies_share() -> None:
+    guide = (Path(__file__).parents[1] / "docs" / "studies.md").read_text(encoding="utf-8")
+    section = guide.partition("## Studies that train")[2].partition("\n## ")[0]
+    named = re.findall(r"--[a-z-]+", "".join(line.split("|")[1] for line in section.splitlines() if line[:1] == "|"))
+    flags = {f"--{each.name.replace('_', '-')}" for each in fields(TrialSettings)}
+    assert {flag for flag in named if not flag.startswith("--no-")} == flags
 
 
 def test_a_new_study_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
