@@ -21,7 +21,7 @@ from oppu.model.checkpoint import Checkpoint
 from oppu.model.engine import Engine, Progress
 from oppu.model.kinds import LoraConfig, ModuleConfig
 from oppu.model.layers import on_top_layers
-from oppu.model.memory import slots_that_fit, tokens_that_fit
+from oppu.model.memory import free_bytes, slots_that_fit, tokens_that_fit
 from oppu.model.module import Module
 from oppu.model.quantize import check_mergeable
 from oppu.model.tokens import Encoded
@@ -64,13 +64,15 @@ class TrainConfig:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What decides speed and memory, and never a result."""
+    """What decides speed and memory, and never a result (but for dropout, whose masks follow the rows' cuts)."""
 
     slots: int | None = None
     """Users trained at a time; None: as many as fill a pass and fit into the memory there is."""
     tokens_per_pass: int | None = None
-    """Tokens under way at a time, over all cores, and the longest row of packed examples; memory grows with it.
-    None: as many as are useful and fit into the memory there is."""
+    """Tokens under way at a time, over all cores; memory grows with it. A row of packed examples may have two cores'
+    shares, and one example more. None: as many as are useful and fit into the memory there is."""
+    memory_share: float = 1.0
+    """Of the free memory that this process may plan with: less where others of its kind share the machine."""
     trunk_bytes: int = 4 << 30
     """Of the file with what the layers below the modules make of examples, where these sit on the top layers alone."""
     trunk_folder: Path | None = None
@@ -192,8 +194,9 @@ def train(
     with workers_for(base.device) as workers:
         shape = config.module_for(base)
         kind = shape.lay_out(base.model)
-        tokens = machine.tokens_per_pass or tokens_that_fit(base.model, shape, workers.count)
-        slots = machine.slots or slots_that_fit(base.device, kind.size, tokens)
+        memory = int(machine.memory_share * free_bytes(base.device))
+        tokens = machine.tokens_per_pass or tokens_that_fit(base.model, shape, workers.count, memory)
+        slots = machine.slots or slots_that_fit(base.device, kind.size, tokens, memory)
         free = list(range(slots))[::-1]
         bank = Bank(base.model, shape, slots + workers.count, kind=kind)
         with trunk_below(base, kind.target_names(), machine.trunk_bytes, machine.trunk_folder) as trunk, bank.attach():
@@ -235,7 +238,7 @@ def train_into_base(
     """
     check_mergeable(base.model, base.name)
     machine = machine or Machine()
-    alone = Machine(1, machine.tokens_per_pass, checkpoint_s=machine.checkpoint_s)
+    alone = replace(machine, slots=1, trunk_folder=None)
     (trained,) = train(base, [job], config, alone, on_progress, on_checkpoint)
     bank = Bank(base.model, config.module_for(base), 1)
     bank.load(0, trained.module)

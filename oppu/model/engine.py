@@ -32,7 +32,7 @@ class Engine:
     bank: Bank
     workers: Workers
     tokens: int
-    """Tokens under way at a time."""
+    """Tokens under way at a time, a share for each worker; a long row may take two shares."""
     trunk: Trunk | None
     on_progress: Callable[[Progress], None]
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -50,6 +50,11 @@ class Engine:
         """The losses alone: no gradients, no dropout."""
         return self._losses(batches, self._copies(batches), learn=False)
 
+    @property
+    def _longest_row(self) -> int:
+        """Twice a worker's share of the tokens: the more a row holds, the less often a shared beginning is computed."""
+        return min(self.tokens, 2 * max(1, self.tokens // self.workers.count))
+
     def _losses(
         self, batches: Mapping[int, Sequence[Encoded]], copies: Mapping[int, int], *, learn: bool
     ) -> dict[int, float]:
@@ -61,7 +66,7 @@ class Engine:
             batch = [example.after_virtual(self.bank.config.virtual_tokens) for example in examples]
             places = [slot, *(copy for copy, of in copies.items() if of == slot)]
             for place, part in zip(places, _parts(batch, len(places)), strict=False):
-                rows[place] = list(rows_of(place, part, self.tokens))
+                rows[place] = list(rows_of(place, part, self._longest_row))
         losses = dict.fromkeys(batches, 0.0)
         for found in self.workers.map(lambda share: self._run(share, owner, counts, learn), self._shares(rows)):
             for slot, loss in found.items():
@@ -118,11 +123,11 @@ class Engine:
             with torch.set_grad_enabled(learn):  # of this thread
                 found = answer_log_probs(self.base.model, group, self.trunk.body if self.trunk else None)
             parts = found.split([row.answer_tokens for row in group])  # type: ignore[no-untyped-call]
-            means = [-part.sum() / counts[owner[row.slot]] for row, part in zip(group, parts, strict=True)]
+            means = torch.stack([-p.sum() / counts[owner[row.slot]] for row, p in zip(group, parts, strict=True)])
             if learn:
-                torch.stack(means).sum().backward()  # type: ignore[no-untyped-call]
-            for row, mean in zip(group, means, strict=True):
-                losses[owner[row.slot]] = losses.get(owner[row.slot], 0.0) + mean.item()
+                means.sum().backward()  # type: ignore[no-untyped-call]
+            for row, mean in zip(group, means.tolist(), strict=True):  # an accelerator is waited for once
+                losses[owner[row.slot]] = losses.get(owner[row.slot], 0.0) + mean
             if learn:
                 with self._lock:
                     self.on_progress(Progress(_tokens(group), sum(len(row.examples) for row in group)))

@@ -33,9 +33,12 @@ def useful_tokens(device: torch.device, workers: int) -> int:
 
 
 def tokens_that_fit(model: PreTrainedModel, config: ModuleConfig, workers: int, free: int | None = None) -> int:
-    """Tokens under way at a time in training, over all workers: at least 64, at most what is useful."""
+    """Tokens under way at a time in training, over all workers: at least 64, at most what is useful.
+
+    Twice as many fit where there are several workers, for then each may have a row of two shares.
+    """
     free = free_bytes(model.device) if free is None else free
-    fitting = int(_SHARE_OF_ACTIVATIONS * free) // bytes_per_token(model, config)
+    fitting = int(_SHARE_OF_ACTIVATIONS * free) // bytes_per_token(model, config) // min(2, workers)
     return max(64, min(fitting, useful_tokens(model.device, workers)))
 
 
