@@ -1,6 +1,7 @@
 """`oppu profile` from the command line, and its profiles in the commands that show them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,22 @@ def test_an_experiment_compares_methods_with_profiles(
     done("experiment", *options, *small, "--profiles", "store", "--store", world.store)
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
     assert [(row["method"], row["k"]) for row in rows][-3:] == [("pag", 0), ("oppu+pag", 0), ("oppu+pag+rag", 1)]
+
+
+def test_held_out_users_who_share_an_item_with_a_test_user_keep_their_profiles(
+    world: World, asked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("oppu.evaluate.experiment.write_report", lambda out, *_: out)
+    users = [colour_user("ann", 4), colour_user("bob", 2)]
+    held_out = [colour_user(name, 3) for name in "xyz"]
+    first, *rest = held_out[0].history
+    held_out[0] = replace(held_out[0], history=(replace(first, fields=first.fields | {"text": "ann new 0"}), *rest))
+    data = write_release(tmp_path / "shared", users, held_out)
+    done("profile", "--task", asked, "--data", data, "--store", world.store, "--held-out")
+    shown = ("--task", asked, "--data", data, "--store", world.store, "--base", world.base, "--profiles", "store")
+    done("adapt", *shown, "--name", "told", *SMALL)
+    short = ("--adapt-epochs", "1", "--methods", "pag", "--develop", "1", "--out", tmp_path / "out")
+    done("experiment", *shown, *short, *SMALL)
 
 
 @pytest.mark.parametrize(

@@ -242,9 +242,11 @@ def _inputs(
         dataset = read_dataset(each.data, each.task)
         if each.base_data is not None:
             dataset = Dataset(dataset.users, read_dataset(each.base_data, each.task).base_users)
+        taking_part = dataset.base_users if develop is not None else (*dataset.users, *dataset.base_users)
+        given = profiles_of(each.task, taking_part)  # whole histories, of which profiles are made
         if develop is not None:
             dataset = development_set(without_test_questions(each.task, dataset), develop)
-        found[name] = dataset, profiles_of(each.task, [*dataset.users, *dataset.base_users])
+        found[name] = dataset, given
         if own_profiles:
             typer.echo(f"{name}: no profiles are given; they are made as by `oppu profile`: {default_way(each.task)}")
     return found

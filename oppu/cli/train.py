@@ -96,10 +96,11 @@ def adapt(
     if quantize is not None:
         raise cannot_merge("--quantize")
     found = find_task(task)
-    users = without_test_questions(found, read_dataset(data, found)).base_users
+    dataset = read_dataset(data, found)
+    users = without_test_questions(found, dataset).base_users
     profiles_of = profiles_from(profiles)
     with quiet_libraries(), Store(store, files) as opened, meter() as shown:
-        given = profiles_of(opened, found, users)
+        given = profiles_of(opened, found, dataset.base_users)  # whole histories, of which profiles are made
         loaded = base_of(opened, base, device=device, dtype=dtype)
         train = changed_training(
             recipe_for(loaded.family, found).adapt,
