@@ -1,6 +1,7 @@
 """Studies of what the paper leaves open, run on the sample data with a tiny base: ageing, items, conflicts, cohorts."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from toys import tiny_base_folder
 
 from oppu.data.sample import sample_tasks
 from oppu.evaluate.lab.alike import users_alike
+from oppu.evaluate.lab.answers import Answer
 from oppu.evaluate.lab.contradict import contradicted
 from oppu.evaluate.lab.likeness import groups_of
+from oppu.evaluate.lab.probe import Answers, Lesson, Probe
 from oppu.evaluate.significance import mean_interval
 from oppu.examples import Setting, query_examples, training_examples
 from oppu.records import User
@@ -77,6 +80,8 @@ def test_ages_are_compared_on_the_same_questions(aged: Path, tiny: Path) -> None
         assert (int(row["age_items"]), int(row["questions"])) == (2 * missed, len(stale))
         assert float(row["nll"]) == pytest.approx(mean(stale), abs=1e-4)
         assert float(row["nll_fresh"]) == pytest.approx(mean(fresh), abs=1e-4)
+        assert float(row["nll_base"]) == pytest.approx(mean(base), abs=1e-4)
+        assert float(row["gain_fresh"]) == pytest.approx(mean(base) - mean(fresh), abs=1e-4)
         assert float(row["gain_base"]) == pytest.approx(mean(base) - mean(stale), abs=1e-4)
         losses.append(mean(stale) - mean(fresh))
         if missed:
@@ -84,10 +89,37 @@ def test_ages_are_compared_on_the_same_questions(aged: Path, tiny: Path) -> None
             low, high = mean_interval(owners * len(blocks), differences)
             assert float(row["loss"]) == pytest.approx(losses[-1], abs=1e-4)
             assert (float(row["loss_low"]), float(row["loss_high"])) == pytest.approx((low, high), abs=2e-4)
-        assert float(row["refresh_loss"]) == pytest.approx(mean(losses), abs=1e-4)
+        ages = [mean([v for b in blocks for v in by_block[b - age, b]]) for age in range(missed + 1)]
+        assert float(row["refresh_loss"]) == pytest.approx(mean(ages) - mean(fresh), abs=1e-4)
         assert float(row["refresh_trained"]) == pytest.approx(6 / (2 * (missed + 1)))
     assert losses[0] == 0
     assert found[0]["loss"] == ""
+
+
+def test_what_an_interval_keeps_is_a_share_of_the_gain_on_its_own_blocks(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gains = iter([(0, 0, 0), (-0.2, 0.25, 0.15), (0.3, 0.2), (0.4,)])
+    """Of modules trained before each block, the base's before them, on the blocks from then on; the first is hard."""
+
+    def answers(_: Probe, name: str, lessons: Sequence[Lesson], *__: object, **___: object) -> Answers:
+        of_block, output = next(gains), "other" if name == "base" else None
+        listed = [
+            Answer(e.user_id, e.item_id, str(e.answer), output or str(e.answer), 1 - of_block[place // 2])
+            for lesson in lessons
+            for place, e in enumerate(lesson.asked)
+        ]
+        return Answers(tuple(listed), 1.0)
+
+    monkeypatch.setattr(Probe, "answers", answers)
+    printed = study("staleness", tiny, tmp_path, *CUT, "--keep", "0.8")
+    found = table_of(tmp_path / "staleness", "staleness")
+    # fresh: −.2, .3, .4 by block; after one block .25 and .2, after two .15
+    expected = [("gain_fresh", 0.5 / 3, 0.35, 0.4), ("refresh_loss", 0, 0.125 / 2, (0.2 + 0.25) / 3)]
+    for column, *values in [*expected, ("refresh_kept", 1, 1 - 0.125 / 2 / 0.35, 1 - 0.15 / 0.4)]:
+        assert [float(row[column]) for row in found] == pytest.approx(values)
+    assert [(row["accuracy_fresh"], row["accuracy_base"]) for row in found] == [("1.0", "0.0")] * 3
+    assert "80% of it is kept by a refresh every 4 items: it keeps 82% of +.350" in " ".join(printed.split())
 
 
 def test_the_age_in_days_is_that_of_the_items_dates(aged: Path) -> None:

@@ -7,13 +7,12 @@ block is always asked of its freshest module, too, so that ages are compared on 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, takewhile
-from statistics import median
+from statistics import fmean, median
 
 from oppu.errors import ConfigError, DataError
 from oppu.evaluate.lab.answers import (
-    NLL,
     Answer,
     Gain,
     gain,
@@ -79,16 +78,41 @@ class _Timeline:
 
 @dataclass(frozen=True, slots=True)
 class _Age:
-    """Modules that have missed so many blocks, on every block that is old enough."""
+    """Modules that have missed up to so many blocks, and the base, on every block that is old enough for all."""
 
     missed: int
     """Blocks."""
-    stale: tuple[Answer, ...]
-    fresh: tuple[Answer, ...]
-    """The same questions, answered by modules that have missed nothing."""
+    by_age: tuple[tuple[Answer, ...], ...]
+    """The same questions, answered by modules that have missed none, one, and so on."""
     base: tuple[Answer, ...]
     days: float | None
-    """Median time from the last item learnt to the question; None: the history has no dates."""
+    """Median time from the last item learnt to the question of the oldest; None: the history has no dates."""
+
+    @property
+    def fresh(self) -> tuple[Answer, ...]:
+        """By modules that have missed nothing."""
+        return self.by_age[0]
+
+    @property
+    def stale(self) -> tuple[Answer, ...]:
+        """By modules that have missed all of `missed`."""
+        return self.by_age[-1]
+
+    @property
+    def gain(self) -> Gain:
+        """Of fresh modules over the base."""
+        return gain(self.fresh, self.base)
+
+    @property
+    def refresh_loss(self) -> float:
+        """Of a refresh when the next block would be missed: the mean over the ages until then."""
+        return fmean(gain(self.fresh, answers).value for answers in self.by_age)
+
+    @property
+    def kept(self) -> float | None:
+        """What such a refresh keeps of the fresh modules' gain, as a share; None where that gains nothing."""
+        whole = self.gain.value
+        return (whole - self.refresh_loss) / whole if whole > 0 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,39 +133,39 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
     found = _measured(trial, settings)
     ages, task = found.ages, trial.task
     measures = measures_of(task, ages[0].stale)
-    whole = gain(ages[0].fresh, ages[0].base)
+    whole = ages[0].gain
     losses = [gain(age.fresh, age.stale) for age in ages]
-    of_interval = [sum(loss.value for loss in losses[: place + 1]) / (place + 1) for place in range(len(ages))]
     rows: list[tuple[Value, ...]] = []
-    for age, loss, mean_loss in zip(ages, losses, of_interval, strict=True):
+    for age, loss in zip(ages, losses, strict=True):
         interval = (age.missed + 1) * settings.block
-        scores = scores_of(task, age.stale)
+        scores = [scores_of(task, answers) for answers in (age.stale, age.fresh, age.base)]
         rows.append(
             (
                 age.missed * settings.block,
                 age.days,
                 len(age.stale),
-                *(scores[measure] for measure in measures),
-                scores_of(task, age.fresh)[NLL],
+                *(each[measure] for each in scores for measure in measures),
                 *((loss.value, known(loss.low), known(loss.high)) if age.missed else (None, None, None)),
                 *gain_values(gain(age.stale, age.base)),
+                *gain_values(age.gain),
                 interval,
-                mean_loss,
-                _kept(whole, mean_loss),
+                age.refresh_loss,
+                age.kept,
                 found.learnt / interval,
                 found.seconds / interval,
             )
         )
     return Outcome(
-        found=(_ageing(settings, losses, whole), _paying(settings, found, of_interval, whole)),
-        panels=_panels(trial, settings, found, losses, of_interval, measures),
+        found=(_ageing(settings, losses, whole), _paying(settings, found)),
+        panels=_panels(trial, settings, found, losses, measures),
         table=Table(_columns(measures), tuple(rows)),
         facts=_facts(trial, settings),
         notes=(
             "Age: the items that came between a module's training and the block that it is asked; a fresh module has "
             "missed none. Losses are against the fresh module on the same questions, so that a block that is hard for "
             "every module does not count as age; older ages stand on fewer, later blocks. Intervals: users resampled.",
-            "A refresh interval's loss is the mean over the ages that it lets come about. Its cost is the items "
+            "A refresh interval's loss is the mean over the ages that it lets come about, and what it keeps a share of "
+            "what fresh modules gain, both on the blocks that are old enough for all these ages. Its cost is the items "
             f"trained for each new one, {found.learnt:g} at each refresh; seconds are one user's on this machine.",
         ),
         numbers={"gain_fresh": whole.value, "gain_fresh_low": known(whole.low), "gain_fresh_high": known(whole.high)},
@@ -200,8 +224,9 @@ def _age(
     days = [day for block in blocks for line in lines for day in line.days(block - missed, block)]
     return _Age(
         missed,
-        tuple(answer for block in blocks for answer in answered[block - missed, block]),
-        tuple(answer for block in blocks for answer in answered[block, block]),
+        tuple(
+            tuple(answer for block in blocks for answer in answered[block - age, block]) for age in range(missed + 1)
+        ),
         tuple(answer for block in blocks for answer in answered[None, block]),
         median(days) if days else None,
     )
@@ -221,11 +246,6 @@ def _check(lines: Sequence[_Timeline], settings: Settings) -> None:
         raise DataError(short, fix=f"a history is cut into {needs}: use less of them, or fewer --users")
 
 
-def _kept(whole: Gain, loss: float) -> float | None:
-    """What is left of the fresh module's gain, as a share; None where that gains nothing."""
-    return (whole.value - loss) / whole.value if whole.value > 0 else None
-
-
 def _ageing(settings: Settings, losses: Sequence[Gain], whole: Gain) -> str:
     oldest = (len(losses) - 1) * settings.block
     by_age = ", ".join(
@@ -237,25 +257,26 @@ def _ageing(settings: Settings, losses: Sequence[Gain], whole: Gain) -> str:
     )
 
 
-def _paying(settings: Settings, found: _Found, of_interval: Sequence[float], whole: Gain) -> str:
+def _paying(settings: Settings, found: _Found) -> str:
     """The longest interval that keeps enough, and every shorter one does, too."""
-    if whole.value <= 0:
+    if found.ages[0].kept is None:
         return "Modules gain nothing over the base here, so no refresh interval pays."
-    kept = [_kept(whole, loss) or 0.0 for loss in of_interval]
-    enough = len(list(takewhile(lambda share: share >= settings.keep, kept)))  # at least 1: fresh modules lose nothing
-    interval = enough * settings.block
-    longest = " (the longest that was looked at)" if enough == len(kept) else ""
+    # at least one: fresh modules lose nothing
+    enough = list(takewhile(lambda age: age.kept is not None and age.kept >= settings.keep, found.ages))
+    last = enough[-1]
+    interval = len(enough) * settings.block
+    longest = " (the longest that was looked at)" if len(enough) == len(found.ages) else ""
     what = (
         f"{settings.keep:.0%} of the gain"
-        if whole.is_certain
+        if last.gain.is_certain
         else f"If the gain is no chance, {settings.keep:.0%} of it"
     )
-    if enough == 1:
+    if len(enough) == 1:
         return f"{what} is kept by none but the shortest interval, a refresh every {count(interval, 'item')}."
     return (
-        f"{what} is kept by a refresh every {count(interval, 'item')}{longest}: it keeps "
-        f"{kept[enough - 1]:.0%} and trains {found.learnt / interval:.1f} items for each new one, against "
-        f"{found.learnt / settings.block:.1f} with a refresh every {settings.block}."
+        f"{what} is kept by a refresh every {count(interval, 'item')}{longest}: it keeps {last.kept:.0%} of "
+        f"{last.gain.text}, the gain on the same blocks, and trains {found.learnt / interval:.1f} items for each new "
+        f"one, against {found.learnt / settings.block:.1f} with a refresh every {settings.block}."
     )
 
 
@@ -265,11 +286,16 @@ def _columns(measures: Sequence[str]) -> tuple[Column, ...]:
         Column("age_days", "in days", 1),
         Column("questions", "Questions", brief=False),
         *measure_columns(measures),
-        Column("nll_fresh", "NLL fresh", 3, brief=False),
+        *(
+            Column(f"{measure}_{whose}", f"{name_of(measure, arrow=True)} {whose}", 3, brief=False)
+            for whose in ("fresh", "base")
+            for measure in measures
+        ),
         Column("loss", "NLL lost", 3),
         Column("loss_low", "95 % from", 3, brief=False),
         Column("loss_high", "to", 3, brief=False),
         *gain_columns("base", "base"),
+        *(replace(column, brief=False) for column in gain_columns("fresh", "base, fresh")),
         Column("refresh_items", "Refresh every"),
         Column("refresh_loss", "NLL lost on average", 3),
         Column("refresh_kept", "Gain kept", 2),
@@ -283,7 +309,6 @@ def _panels(
     settings: Settings,
     found: _Found,
     losses: Sequence[Gain],
-    of_interval: Sequence[float],
     measures: Sequence[str],
 ) -> tuple[Panel, ...]:
     ages = tuple(float(age.missed * settings.block) for age in found.ages)
@@ -314,14 +339,14 @@ def _panels(
     cost = Series(
         "",
         tuple(found.learnt / ((age.missed + 1) * settings.block) for age in found.ages),
-        tuple(of_interval),
+        tuple(age.refresh_loss for age in found.ages),
     )
     draw = lines_of([cost], "items trained for each new item", "NLL lost on average", level=0.0, from_zero=False)
     panels.append(
         Panel(
             "What a refresh interval costs and loses",
             draw,
-            f"From the right: every {settings.block} items, every {2 * settings.block}, …",
+            f"From the right: every {settings.block} items, every {2 * settings.block}, …, each on its own blocks.",
         )
     )
     return tuple(panels)
