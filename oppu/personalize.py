@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -24,9 +24,9 @@ from oppu.model.devices import AUTO
 from oppu.model.engine import Progress
 from oppu.model.tokens import encode
 from oppu.records import Example, User, UserProfile
-from oppu.store import ModuleRecord, NewCheckpoint, Store
+from oppu.store import ModuleRecord, NewCheckpoint, NewModule, Store
 from oppu.tasks import Task
-from oppu.train import Job, Machine, TrainConfig, train
+from oppu.train import Job, Machine, TrainConfig, Trained, train
 
 _LOG = logging.getLogger("oppu.personalize")
 
@@ -102,31 +102,10 @@ def personalize(
             _forget(store, base, plan, trained.user_id)
             yield Personalized(trained.user_id, "failed", None, reason)
             continue
-        fingerprint = fingerprints.pop(trained.user_id)
-        if record := _made_before(store, base, plan, trained.user_id, fingerprint):  # by another process, just now
-            _forget(store, base, plan, trained.user_id)
-            yield Personalized(trained.user_id, "kept", record)
-            continue
-        record = store.put_module(
-            trained.module,
-            user_id=trained.user_id,
-            task=plan.task.name,
-            setting=plan.setting.name,
-            base_name=base.name,
-            base_fingerprint=base.fingerprint,
-            training={
-                "fingerprint": fingerprint,
-                "config": asdict(plan.train),
-                "setting": asdict(plan.setting),
-                "task": plan.task.model_dump(mode="json"),
-                "newest": plan.newest,
-                "quantize": base.quantize,
-                "losses": list(trained.losses),
-                "held_out_losses": list(trained.held_out_losses),
-                "oppu": __version__,
-            },
-        )
-        yield Personalized(trained.user_id, "trained", record)
+        training = _how_it_was_made(base, plan, fingerprints.pop(trained.user_id), trained)
+        whose = trained.user_id, plan.task.name, plan.setting.name, base.name, base.fingerprint
+        record, is_new = store.put_module_once(NewModule(trained.module, *whose, training))
+        yield Personalized(trained.user_id, "trained" if is_new else "kept", record)  # kept: put by another process
         yield from _taken(settled)
     yield from _taken(settled)
 
@@ -180,6 +159,20 @@ def _made_before(store: Store, base: Base, plan: Plan, user_id: str, fingerprint
     except StoreError:
         return None
     return record
+
+
+def _how_it_was_made(base: Base, plan: Plan, fingerprint: str, trained: Trained) -> dict[str, Any]:
+    return {
+        "fingerprint": fingerprint,
+        "config": asdict(plan.train),
+        "setting": asdict(plan.setting),
+        "task": plan.task.model_dump(mode="json"),
+        "newest": plan.newest,
+        "quantize": base.quantize,
+        "losses": list(trained.losses),
+        "held_out_losses": list(trained.held_out_losses),
+        "oppu": __version__,
+    }
 
 
 def _begun(store: Store, base: Base, plan: Plan, user_id: str, fingerprint: str) -> Checkpoint | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_model, tiny_tokenizer, toy_examples
-from store_samples import notes
+from store_samples import module_folders, notes
 from toys import COLOUR, FAST, REMARK, colour_user, colour_users, tiny_base_folder
 
 from oppu.answering import answer_users, stored_module
@@ -191,6 +191,25 @@ def test_a_damaged_module_is_trained_again(store: Store, base: Base) -> None:
     newest = stored_module(store, "a")
     assert newest.version == 2
     assert_same({"a": store.load_module(newest)}, {"a": whole})
+
+
+def test_a_user_whom_another_process_finishes_meanwhile_is_kept_and_put_once(
+    store: Store, base: Base, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, others = store._place.write, [Store(store.folder)]
+
+    def write_after_the_other(folders: Mapping[str, Mapping[str, bytes]]) -> None:
+        write(folders)
+        if others:  # it has not committed yet
+            with others.pop() as other:
+                assert statuses(run(other, load_base(str(folder)), PLAN, colour_users(3))) == {"a": "trained"}
+
+    monkeypatch.setattr(store._place, "write", write_after_the_other)
+    results = run(store, base, PLAN, colour_users(3))
+    assert statuses(results) == {"a": "kept"}
+    assert modules(store).keys() == {"a"}
+    assert results["a"].record == stored_module(store, "a")
+    assert module_folders(store) == [stored_module(store, "a").location]
 
 
 def test_finished_users_are_not_kept_in_memory(store: Store, base: Base) -> None:

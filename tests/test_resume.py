@@ -90,7 +90,7 @@ def work(place, tell):
 
 def work_until_the_commit(place, tell):
     killed = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
-    with Store(place) as store, patch.object(Store, "put_module", killed):
+    with Store(place) as store, patch.object(Store, "put_module_once", killed):
         base, plan = load_base(str(folder / "tiny")), Plan(task, SETTINGS)
         list(personalize(store, base, plan, colour_users(6), machine=Machine(1, checkpoint_s=0)))
 

@@ -1,18 +1,20 @@
 """The store gives back exactly what was put, and says clearly what it cannot do."""
 
 import shutil
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 import torch
-from store_samples import HISTORY, module_folders, same, tiny_module, told_of, whose
+from store_samples import HISTORY, module_folders, notes, same, tiny_module, told_of, whose
 
 from oppu.errors import StoreError, UnknownUserError
 from oppu.model.module import Module
 from oppu.records import HistoryItem, Profile
-from oppu.store import Store
+from oppu.store import ModuleRecord, NewModule, Store
 
 
 def test_a_history_comes_back_as_it_was_put_and_is_replaced(store: Store) -> None:
@@ -172,6 +174,48 @@ def test_threads_share_a_store(store: Store) -> None:
         assert sorted(record.version for record in records) == list(range(1, 17))
         loaded = list(pool.map(store.load_module, records))
     assert all(same(module, tiny_module(seed)) for seed, module in enumerate(loaded))
+
+
+def test_of_two_who_put_the_same_training_at_once_the_second_gets_the_firsts_module(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put_module(tiny_module(9), **whose("ann", training={"fingerprint": "older"}))
+    both_have_written = Barrier(2)
+
+    def put(number: int) -> tuple[ModuleRecord, bool]:
+        with Store(store.address, store.files) as mine:
+            write = mine._place.write
+
+            def write_and_wait(folders: Mapping[str, Mapping[str, bytes]]) -> None:
+                write(folders)
+                both_have_written.wait(60)
+
+            monkeypatch.setattr(mine._place, "write", write_and_wait)
+            whom = whose("ann", training={"fingerprint": "newer", "by": number})
+            return mine.put_module_once(NewModule(tiny_module(number), **whom))
+
+    with ThreadPoolExecutor(2) as pool:
+        (first, first_is_new), (second, second_is_new) = pool.map(put, range(2))
+    assert first == second
+    assert {first_is_new, second_is_new} == {True, False}
+    assert [record.version for record in store.modules()] == [1, 2]
+    assert same(store.load_module(first), tiny_module(int(second_is_new)))
+    assert module_folders(store) == sorted(record.location for record in store.modules())
+    assert notes(store) == 0
+
+
+def test_a_module_that_is_damaged_or_of_another_training_is_put_again(folder_store: Store) -> None:
+    def put(fingerprint: str | None) -> tuple[int, bool]:
+        new = NewModule(tiny_module(), **whose("ann", training={"fingerprint": fingerprint} if fingerprint else {}))
+        record, is_new = folder_store.put_module_once(new)
+        return record.version, is_new
+
+    assert [put("a"), put("a"), put("b"), put("a")] == [(1, True), (1, False), (2, True), (3, True)]
+    newest = folder_store.find_module("ann", "movie_tagging")
+    assert newest is not None
+    (Path(newest.path) / "adapter_model.safetensors").write_bytes(b"")
+    assert [put("a"), put("a")] == [(4, True), (4, False)]
+    assert [put(None), put(None)] == [(5, True), (6, True)]
 
 
 # profiles

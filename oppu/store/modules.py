@@ -2,7 +2,9 @@
 
 A put notes the folders that it is about to write, writes them, and then, in one transaction, inserts the rows and
 removes the note: the row is the commit point. Killed before, it leaves a note and folders without rows, which `notes`
-clears; the older versions are never touched. The same transaction ends the training's checkpoint, if there is one.
+clears; the older versions are never touched. The same transaction ends the training's checkpoint, if there is one, and
+can find that the module is there already, put by another process: then the new files go.
+A put that is to happen once looks, in that transaction too, for what another process has put.
 """
 
 import hashlib
@@ -43,15 +45,15 @@ class NewModule:
 
 def put_modules(database: Database, place: Place, new: Sequence[NewModule]) -> tuple[ModuleRecord, ...]:
     """Keeps each module as the next version of (user_id, task, setting, base_fingerprint): all of them or none."""
-    if not new:
-        return ()
-    found = [_prepared(each) for each in new]
-    rows = [row for row, _ in found]
-    with notes.noted(database, place, [row["path"] for row in rows]) as token:
-        place.write({row["path"]: files for row, files in found})
-        committed, left = _commit(database, token, rows)
-    checkpoints.settle_quietly(database, place, left)
-    return tuple(_put_record(place, row) for row in committed)
+    return tuple(record for record, _ in _put(database, place, new, once=False)) if new else ()
+
+
+def put_module_once(database: Database, place: Place, new: NewModule) -> tuple[ModuleRecord, bool]:
+    """The same for one module, unless the newest version has its training's fingerprint and is not damaged.
+
+    Returns the record of the module that is there now, and whether it is the new one.
+    """
+    return _put(database, place, [new], once=True)[0]
 
 
 def find_module(
@@ -109,6 +111,18 @@ def load_module(place: Place, record: ModuleRecord) -> Module:
     return module_of(read_files(place, record), where=str(record.path))
 
 
+def _put(database: Database, place: Place, new: Sequence[NewModule], *, once: bool) -> list[tuple[ModuleRecord, bool]]:
+    """For each the record of the module that is there now, and whether it is the new one."""
+    found = [_prepared(each) for each in new]
+    rows = [row for row, _ in found]
+    with notes.noted(database, place, [row["path"] for row in rows]) as token:
+        place.write({row["path"]: files for row, files in found})
+        committed, left = _commit(database, place, token, rows, once=once)
+    checkpoints.settle_quietly(database, place, left)
+    pairs = zip(rows, committed, strict=True)
+    return [(_put_record(place, there), there["path"] == row["path"]) for row, there in pairs]
+
+
 def _prepared(new: NewModule) -> tuple[dict[str, Any], dict[str, bytes]]:
     """The row, but for version and time, and the files."""
     values: dict[str, Any] = {name: getattr(new, name) for name in (*_KEY, "base_name")}
@@ -126,25 +140,52 @@ def _size_and_digest(files: Mapping[str, bytes]) -> tuple[int, str]:
     return len(files[CONFIG]) + len(files[WEIGHTS]), digest.hexdigest()
 
 
-def _commit(database: Database, token: str, rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], str | None]:
+def _commit(
+    database: Database, place: Place, token: str, rows: Sequence[dict[str, Any]], *, once: bool
+) -> tuple[list[dict[str, Any]], str | None]:
     """Inserts the rows with their versions, and removes the note, in one transaction.
 
-    The second value: the token of a note of the checkpoints that are of no use any more, if there were some.
+    once: not those whose module is there; its row is returned instead. The second value: the token of a note of the
+    files that are of no use any more, if there are some.
     """
     for _ in range(_ATTEMPTS):
         with suppress(ConflictError), database.writing() as connection:
             notes.end(connection, token)
             claim(connection, [(row["user_id"], row["task"]) for row in rows])
-            taken = _versions(connection, rows)
-            created, complete = utc_now(), []
-            for row in rows:
-                key = tuple(row[name] for name in _KEY)
-                taken[key] = taken.get(key, 0) + 1
-                complete.append(row | {"version": taken[key], "created": created})
-            connection.execute(insert(MODULES), complete)
-            gone = checkpoints.take_away(connection, rows)
-            return complete, notes.make(connection, database.maker(), gone) if gone else None
+            there = _there_already(connection, place, rows) if once else {}
+            added = _numbered(connection, [row for row in rows if row["path"] not in there])
+            if added:
+                connection.execute(insert(MODULES), added)
+            gone = [*there, *checkpoints.take_away(connection, rows)]
+            committed = there | {row["path"]: row for row in added}
+            left = notes.make(connection, database.maker(), gone) if gone else None
+            return [committed[row["path"]] for row in rows], left
     raise StoreError("other processes kept taking the version", where=database.dialect.where, fix="run it again")
+
+
+def _there_already(connection: Connection, place: Place, rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By the path of a new row, the newest row of its key, if that is of the same training and its files are whole."""
+    found = {}
+    for row in rows:
+        mine = select(MODULES).where(*(MODULES.c[name] == row[name] for name in _KEY))
+        newest = connection.execute(mine.order_by(MODULES.c.version.desc()).limit(1)).first()
+        fingerprint = from_json(row["training"]).get("fingerprint")
+        if newest is None or fingerprint is None or from_json(newest.training).get("fingerprint") != fingerprint:
+            continue
+        with suppress(StoreError):  # a damaged one is replaced
+            load_module(place, _record(place, newest))
+            found[row["path"]] = dict(newest._mapping)
+    return found
+
+
+def _numbered(connection: Connection, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with the time and their versions; their users' rows are locked."""
+    taken, created, numbered = _versions(connection, rows), utc_now(), []
+    for row in rows:
+        key = tuple(row[name] for name in _KEY)
+        taken[key] = taken.get(key, 0) + 1
+        numbered.append(row | {"version": taken[key], "created": created})
+    return numbered
 
 
 def _versions(connection: Connection, rows: Sequence[dict[str, Any]]) -> dict[tuple[str, ...], int]:

@@ -148,6 +148,13 @@ class Store:
         new = NewModule(module, user_id, task, setting, base_name, base_fingerprint, training)
         return self.put_modules([new])[0]
 
+    def put_module_once(self, new: NewModule) -> tuple[ModuleRecord, bool]:
+        """The same, unless the newest version has the fingerprint in `new.training` and is whole, whoever put it when.
+
+        Returns the record of the module that is there now, and whether it is the new one.
+        """
+        return modules.put_module_once(self._database, self._place, new)
+
     def put_modules(self, new: Sequence[NewModule]) -> tuple[ModuleRecord, ...]:
         """Keeps many modules, each as the next version of its own, in one transaction: all of them or none.
 
