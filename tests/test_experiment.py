@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shell import contents
 from toys import COLOUR, FAST, colour_user, tiny_base_folder, write_release
 
 from oppu.data import read_dataset
@@ -19,6 +20,7 @@ from oppu.evaluate.results import Cell
 from oppu.examples import PLAIN, Setting
 from oppu.records import Dataset
 from oppu.store import Store
+from oppu.store.files import temporary_name
 from oppu.train import Machine
 
 METHODS = ("base", "random", "rag", "oppu", "oppu+rag")
@@ -287,6 +289,44 @@ def test_fresh_starts_anew_and_leaves_what_is_not_the_runs(
     with Store(out / "store") as store:
         assert (store.modules(), store.bases()) == ((), ())
     assert (out / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("other", ["study.json", "table1.csv", "store/oppu.db", "oppu.db", "run.json", "notes.txt"])
+def test_a_folder_that_is_no_runs_is_refused_and_left_as_it_is(
+    tmp_path: Path, wanted: Experiment, dataset: Dataset, other: str, fresh: bool
+) -> None:
+    for name in (other, "report.html", "cells/base-k0.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    before = contents(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        run(wanted, dataset, tmp_path, fresh=fresh)
+    assert caught.value.line() == f"{tmp_path}: holds something else than an experiment; use another --out"
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize("fresh", [False, True])
+def test_what_a_first_start_left_that_was_killed_at_once_is_gone_on_with(
+    tmp_path: Path, wanted: Experiment, dataset: Dataset, fresh: bool
+) -> None:
+    (tmp_path / temporary_name("run.json")).write_text("{")
+    run(replace(wanted, methods=("base",), adapt=None), dataset, tmp_path, fresh=fresh)
+    assert (tmp_path / "results.json").is_file()
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_fresh_start_that_was_killed_while_it_removed_the_old_run_is_gone_on_with(
+    out: Path, wanted: Experiment, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = replace(wanted, methods=("base",), adapt=None, seed=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "make_folders", lambda _: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception):
+            run(changed, dataset, out, fresh=True)
+    run(changed, dataset, out, fresh=True)
+    assert [row["method"] for row in results(out)["rows"]] == ["majority", "base"]
 
 
 def test_a_mistyped_method_costs_nothing_even_with_fresh(out: Path, wanted: Experiment, dataset: Dataset) -> None:

@@ -1,6 +1,7 @@
 """Interrupted between answers, an experiment asks nothing twice; cells of other inputs are never taken."""
 
 import json
+import shutil
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -154,12 +155,13 @@ def test_a_base_of_other_content_under_the_same_name_is_another_run_and_one_move
 
 
 @pytest.mark.usefixtures("no_report")
-def test_a_cell_of_other_inputs_is_never_taken_even_if_the_runs_record_is_gone(
+def test_a_cell_of_other_inputs_is_never_taken_even_if_the_record_is_that_of_the_run(
     tmp_path: Path, base_folder: Path, dataset: Dataset, computed: list[str]
 ) -> None:
-    run(plainly(base_folder, "base", "rag"), dataset, tmp_path)
-    (tmp_path / "run.json").unlink()
     fewer = Dataset(dataset.users[:1], dataset.base_users)
-    run(plainly(base_folder, "base"), fewer, tmp_path)
-    assert computed == ["base-k0", "rag-k1", "base-k0"]
-    assert [row["users"] for row in results(tmp_path)["rows"]] == [1, 1]
+    run(plainly(base_folder, "base"), fewer, tmp_path / "fewer")
+    run(plainly(base_folder, "base", "rag"), dataset, tmp_path / "all")
+    shutil.copy(tmp_path / "fewer" / "run.json", tmp_path / "all")
+    run(plainly(base_folder, "base"), fewer, tmp_path / "all")
+    assert computed == ["base-k0", "base-k0", "rag-k1", "base-k0"]
+    assert [row["users"] for row in results(tmp_path / "all")["rows"]] == [1, 1]

@@ -8,6 +8,7 @@ minute before. Bases and modules lie in the run's own store, so that the answers
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ from oppu.store import Store
 from oppu.store.files import make_folders, os_errors, write_atomically
 from oppu.tasks import Task
 from oppu.train import Machine
+
+_RECORD = "run.json"
+"""Says in a folder that a run works there, and with what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,15 +259,15 @@ def _prepare(out: Path, fingerprint: str, modules: str | None, fresh: bool) -> N
 
     `modules`: the fingerprint with the settings of modules; None where there are none, so that they may change.
     """
-    record = out / "run.json"
     with os_errors(out):
+        there = _begun(out)
         if fresh:
+            there = {}
             for part in ("cells", "predictions", "store", UNDER_WAY):
                 if (out / part).exists():
                     shutil.rmtree(out / part)
-            for file in (record.name, RESULTS_FILE, "report.html", TASK_FILE):
+            for file in (RESULTS_FILE, "report.html", TASK_FILE):
                 (out / file).unlink(missing_ok=True)
-        there = json.loads(record.read_bytes()) if record.is_file() else {}
         if there.get("fingerprint", fingerprint) != fingerprint or modules not in (None, there.get("modules", modules)):
             raise ConfigError(
                 "holds another run: its data, users, base or settings differ",
@@ -272,7 +276,23 @@ def _prepare(out: Path, fingerprint: str, modules: str | None, fresh: bool) -> N
             )
         make_folders(out)
     kept = there | {"fingerprint": fingerprint} | ({"modules": modules} if modules is not None else {})
-    write_atomically(record, json.dumps(kept).encode())
+    write_atomically(out / _RECORD, json.dumps(kept).encode())
+
+
+def _begun(out: Path) -> dict[str, Any]:
+    """What the record says of the run in the folder; empty: there is none. ConfigError where other things lie there.
+
+    A run writes the record before all else, so a folder with files and without one is no run's.
+    """
+    record = out / _RECORD
+    if record.is_file():
+        with suppress(ValueError, TypeError):
+            there = dict(json.loads(record.read_bytes()))
+            if "fingerprint" in there:
+                return there
+    if out.exists() and any(not file.match(f".{_RECORD}.*.tmp") for file in out.iterdir()):
+        raise ConfigError("holds something else than an experiment", where=str(out), fix="use another --out")
+    return {}
 
 
 def _config(experiment: Experiment, command: str, profiles: Mapping[str, UserProfile] | None) -> Mapping[str, Any]:
