@@ -1,8 +1,8 @@
 """Interrupted between answers, an experiment asks nothing twice; cells of other inputs are never taken."""
 
 import json
-import shutil
 import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
