@@ -6,7 +6,7 @@ import pytest
 from toys import colour_user, colour_users
 
 from oppu.records import User
-from oppu.scale.ledger import Ledger
+from oppu.scale.ledger import Ledger, Lost
 
 
 def taken(ledger: Ledger, worker: int, most: int = 99) -> list[str]:
@@ -78,6 +78,14 @@ def test_a_user_who_is_always_alone_is_given_up_after_five_deaths() -> None:
         lost.append(ledger.lose(worker).given_up)
     assert lost == [(), (), (), (), ("a",)]
     assert ledger.is_done
+
+
+def test_deaths_for_want_of_the_store_count_against_nobody() -> None:
+    ledger = Ledger(colour_users(5, 4, 3), 1)
+    for worker in range(9):
+        assert taken(ledger, worker, 2) == ["a", "b"]
+        assert ledger.lose(worker, suspicious=False) == Lost(("a", "b"), ())
+    assert taken(ledger, 10) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("seed", range(30))

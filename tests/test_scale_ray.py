@@ -12,12 +12,12 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from deadly import DeadlyProfiles
+from deadly import DeadlyProfiles, ProfilesOfAStoreThatIsAway
 from shell import World, refused
 from store_samples import module_folders
 from toys import COLOUR, FAST, colour_user, colour_users, tiny_base_folder
 
-from oppu.errors import ConfigError, ModelError
+from oppu.errors import ConfigError, ModelError, StoreError
 from oppu.examples import training_examples
 from oppu.model.base import load_base
 from oppu.model.checkpoint import checkpoint_bytes, read_checkpoint
@@ -146,6 +146,31 @@ def test_an_error_that_would_end_every_worker_is_raised_as_it_is(ray: Any, tmp_p
     with pytest.raises(ModelError, match=f"^{tmp_path / 'empty'}: cannot load the base model: ") as found:
         list(personalize_on_ray(work_in(tmp_path / "store", tmp_path / "empty"), colour_users(2), Cluster(workers=1)))
     assert "\n" not in str(found.value)
+
+
+@pytest.mark.slow
+def test_a_store_that_is_away_for_a_while_costs_workers_and_no_user(
+    ray: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("oppu.scale.ray._STORE_PAUSE_S", 0.1)
+    work = work_in(tmp_path / "store", folder, profiles=ProfilesOfAStoreThatIsAway(tmp_path / "asked", 2))
+    said: list[str] = []
+    results = list(personalize_on_ray(work, colour_users(3, 2), Cluster(workers=1), on_notice=said.append))
+    assert sorted((r.user_id, r.status) for r in results) == [("a", "trained"), ("b", "trained")]
+    line = "died (postgresql://db: cannot be reached; check that the server runs); given out again: a"
+    assert [notice for notice in said if "died" in notice] == [f"worker 1 {line}", f"worker 2 {line}"]
+
+
+@pytest.mark.slow
+def test_a_store_that_stays_away_ends_the_run_with_its_error(
+    ray: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("oppu.scale.ray._STORE_PAUSE_S", 0.1)
+    monkeypatch.setattr("oppu.scale.ray._DEATHS_IN_A_ROW", 2)
+    work = work_in(tmp_path / "store", folder, profiles=ProfilesOfAStoreThatIsAway(tmp_path / "asked", 99))
+    with pytest.raises(StoreError, match=r"^postgresql://db: cannot be reached; check that the server runs$"):
+        list(personalize_on_ray(work, colour_users(3), Cluster(workers=1)))
+    assert (tmp_path / "asked").stat().st_size == 2
 
 
 def test_nobody_to_train_needs_no_cluster(folder: Path, tmp_path: Path) -> None:

@@ -71,10 +71,10 @@ class Dispatcher:
             self._examples += examples
             self._changed.notify_all()
 
-    async def lose(self, worker: int) -> Lost:
-        """The worker is dead."""
+    async def lose(self, worker: int, *, suspicious: bool) -> Lost:
+        """The worker is dead; suspicious: perhaps because of a user that it held."""
         async with self._changed:
-            lost = self._ledger.lose(worker)
+            lost = self._ledger.lose(worker, suspicious=suspicious)
             self._changed.notify_all()
             return lost
 

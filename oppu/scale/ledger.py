@@ -74,13 +74,16 @@ class Ledger:
         self._open_items -= _items([user])
         return True
 
-    def lose(self, worker: int) -> Lost:
-        """The worker is dead: its users go to the front of the queue, to the suspects, or are given up."""
+    def lose(self, worker: int, *, suspicious: bool = True) -> Lost:
+        """The worker is dead: its users go to the front of the queue, to the suspects, or are given up.
+
+        suspicious: its users may have been why. A death that is not, as for want of the store, counts against nobody.
+        """
         self._lost.add(worker)
         held = self._leases.pop(worker, {})
         again, given_up = [], []
         for user in reversed(held.values()):
-            self._deaths[user.id] += 1
+            self._deaths[user.id] += suspicious
             if self._deaths[user.id] >= SUSPECT_DEATHS + ALONE_DEATHS:
                 given_up.append(user.id)
                 self._open_items -= _items([user])

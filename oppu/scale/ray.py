@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from oppu import __version__
-from oppu.errors import ConfigError, OppuError
+from oppu.errors import ConfigError, OppuError, StoreError
 from oppu.model.devices import AUTO
 from oppu.model.engine import Progress
 from oppu.personalize import Personalized, Plan, base_of, longest_histories, personalize
@@ -34,7 +34,9 @@ _PATIENCE_S = 30
 _FAILED_STARTS = 5
 """A worker's place stays empty when so many in a row died there before they could ask for a user."""
 _DEATHS_IN_A_ROW = 20
-"""The run ends when so many workers in a row died and no user was finished or given up in between."""
+"""The run ends when so many workers for each place died in a row and no user was finished or given up in between."""
+_STORE_PAUSE_S = 10.0
+"""Before a worker begins in the place of one whose store failed."""
 _DISPATCHERS = 3
 
 
@@ -84,7 +86,8 @@ def personalize_on_ray(
     """What `personalize` yields, from the workers of a cluster; longest histories first.
 
     `on_notice` gets a line when a worker dies. A user with whom workers keep dying comes back as failed. Raises what
-    `personalize` raises, and ConfigError where the cluster or the store cannot serve.
+    `personalize` raises, and ConfigError where the cluster or the store cannot serve. A StoreError in the middle of the
+    run ends its worker alone, and is raised when none gets on in the workers' places.
     """
     if "://" not in work.store.address:  # workers have a working folder of their own
         work = replace(work, store=StorePlace(str(Path(work.store.address).absolute()), work.store.files))
@@ -114,8 +117,11 @@ class Worker:
         self._team = team
         self._dispatcher = dispatcher
 
-    def load(self, folder: str, version: str) -> None:
-        """Opens the store and loads the base, from the driver's folder if the machine has it; checks the version."""
+    def load(self, folder: str, version: str, pause_s: float) -> None:
+        """Opens the store and loads the base, from the driver's folder if the machine has it; checks the version.
+
+        pause_s: before that, for a store that failed a moment ago.
+        """
         import ray
         import torch
         from transformers.utils import logging
@@ -124,6 +130,7 @@ class Worker:
         if version != __version__:
             what = f"{host} has oppu {__version__}, and this machine {version}"
             raise ConfigError(what, where="--ray", fix="install the same version on every machine")
+        time.sleep(pause_s)
         logging.disable_progress_bar()
         torch.set_num_threads(self._team.cores)
         with suppress(OSError):
@@ -133,8 +140,18 @@ class Worker:
         self._base = base_of(self._store, work.base, device=work.device, dtype=work.dtype, quantize=work.quantize)
         ray.get(self._dispatcher.begin.remote(self._number, self._base.fingerprint, host))
 
-    def run(self, _: None) -> None:
-        """Trains and commits users until there are none left. Takes what `load` returns, and so waits for it."""
+    def run(self, _: None) -> StoreError | None:
+        """Trains and commits users until there are none left, or until the store fails: then what it said.
+
+        Takes what `load` returns, and so waits for it.
+        """
+        try:
+            self._train()
+        except StoreError as error:
+            return error
+        return None
+
+    def _train(self) -> None:
         import ray
 
         while (first := self._take(wait=True)) is not None:
@@ -244,11 +261,11 @@ class _Run:
             for actor in (self._dispatcher, *(place.actor for place in self._places.values())):
                 self._ray.kill(actor)
 
-    def _start(self, failed_starts: int) -> None:
+    def _start(self, failed_starts: int, pause_s: float = 0) -> None:
         self._started += 1
         kind = self._ray.remote(Worker).options(num_cpus=self._team.cores, num_gpus=self._team.gpus)
         actor = kind.remote(self._started, self._work, self._team, self._dispatcher)
-        loaded = actor.load.remote(os.getcwd(), __version__)
+        loaded = actor.load.remote(os.getcwd(), __version__, pause_s)
         self._places[actor.run.remote(loaded)] = _Place(self._started, actor, failed_starts)
 
     def _handed_on(self, news: News) -> Iterator[Personalized]:
@@ -267,7 +284,8 @@ class _Run:
         if reason is None:  # nobody is left
             return
         self._ray.kill(place.actor)  # it may only have been out of reach
-        lost: Lost = self._from_dispatcher(self._dispatcher.lose.remote(place.number))
+        store_failed = isinstance(reason, StoreError)  # which says nothing about the users
+        lost: Lost = self._from_dispatcher(self._dispatcher.lose.remote(place.number, suspicious=not store_failed))
         again = lost.again
         self._deaths_in_a_row = 0 if lost.given_up else self._deaths_in_a_row + 1
         for user_id in lost.given_up:
@@ -280,25 +298,33 @@ class _Run:
             said += f"; given out again: {', '.join(again[:5])}{', …' if len(again) > 5 else ''}"
         self._on_notice(said)
         failed = 0 if again or place.number in self._begun else place.failed_starts + 1
-        if failed < _FAILED_STARTS and self._deaths_in_a_row < _DEATHS_IN_A_ROW:
-            self._start(failed)
-        elif not self._places or self._deaths_in_a_row >= _DEATHS_IN_A_ROW:
+        too_many = self._deaths_in_a_row >= _DEATHS_IN_A_ROW * self._team.workers
+        if failed < _FAILED_STARTS and not too_many:
+            self._start(failed, _STORE_PAUSE_S if store_failed else 0)
+        elif too_many or not self._places:
+            if isinstance(reason, StoreError):
+                raise reason
             what = f"workers keep dying ({reason})"
             raise OppuError(what, where="--ray", fix=f"see Ray's logs on the workers' machines; {_GO_ON}")
 
-    def _reason(self, reference: Any) -> str | None:
-        """Why a worker's `run` has ended, in short; an error that would end every worker is raised here."""
+    def _reason(self, reference: Any) -> str | StoreError | None:
+        """Why a worker's `run` has ended, in short; an error that would end every worker is raised here.
+
+        The store may be there again for the next worker, unless nobody has reached it yet.
+        """
         from ray.exceptions import RayError, RayTaskError
 
         try:
-            self._ray.get(reference)
+            failed: StoreError | None = self._ray.get(reference)
         except RayTaskError as error:
+            if isinstance(error.cause, StoreError) and self._begun:
+                return error.cause
             if isinstance(error.cause, OppuError):
                 raise error.cause from None
             return (str(error.cause).splitlines() or [""])[0] or type(error.cause).__name__
         except RayError as error:
             return _in_short(error)
-        return None
+        return failed
 
     def _from_dispatcher(self, reference: Any) -> Any:
         from ray.exceptions import RayError
