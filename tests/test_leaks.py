@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alone import QUICK
 from feeding import POSITIONS, Fed, Pieces, paths
+from shell import done, rows
+from toys import tiny_base_folder
 
 from oppu import answering, examples
 from oppu.data import read_dataset
@@ -241,6 +244,64 @@ def test_a_leak_made_on_purpose_is_seen(
 
 def test_the_sequences_of_a_packed_row_are_read_off_its_depths() -> None:
     assert paths([7, 8, 9, 5, 6, 1, 2], [0, 1, 2, 1, 2, 0, 1]) == [(7, 8, 9), (7, 5, 6), (1, 2)]
+
+
+# what several users train, and questions that are history items
+
+
+def someone(user: str, split: str, *told: str) -> list[dict[str, Any]]:
+    """Rows of a user: what is told, and one answered question, for files of one's own."""
+    day = "2025-01-{:02d}".format
+    asked = {"user": user, "time": day(20), "id": f"{user}-q", "split": "query", "input": f"{user} asks"}
+    listed = [{"user": user, "time": day(n + 1), "id": f"{user}-{n}", "input": text} for n, text in enumerate(told)]
+    found = [{**row, "split": split} for row in listed] + ([asked] if split == "history" else [])
+    return [{**row, "output": "work"} for row in found]
+
+
+def given(patch: pytest.MonkeyPatch, place: str) -> list[list[Example]]:
+    """What goes through an `encode`, call by call."""
+    from pkgutil import resolve_name
+
+    found: list[list[Example]] = []
+    encode: Callable[..., Any] = resolve_name(place)
+
+    def watched(tokenizer: Any, listed: Sequence[Example], *rest: Any) -> Any:
+        found.append(list(listed))
+        return encode(tokenizer, listed, *rest)
+
+    patch.setattr(place, watched)
+    return found
+
+
+@pytest.mark.parametrize(("name", "options"), [("cohorts", ("--sizes", "2")), ("finetuning", ("--rates", "0.001"))])
+def test_users_who_learn_together_are_told_nothing_that_another_is_asked(
+    name: str, options: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people = someone("ann", "history", "soup", "a hut", "a ship", "a bell")
+    people += someone("bob", "history", "soup", "a tree", "Ann  asks", "asks a lot")
+    data = rows(tmp_path / "data.jsonl", *people)
+    base = tiny_base_folder(tmp_path / "tiny")
+    learnt = given(monkeypatch, "oppu.model.tokens.encode")
+    task = ("--task", sample_tasks()[0].task, "--data", data)
+    done("study", name, *task, "--base", base, "--out", tmp_path / "out", *QUICK, "--newest", "4", *options)
+    together = [listed for listed in learnt if len({example.user_id for example in listed}) == 2]
+    alone = [listed for listed in learnt if {example.user_id for example in listed} == {"bob"}]
+    assert together
+    assert alone
+    assert not [e.prompt for listed in together for e in listed if "ann asks" in " ".join(e.prompt.lower().split())]
+    assert all("bob-2" in {example.item_id for example in listed} for listed in alone)  # who did it has done it
+
+
+def test_items_that_are_asked_do_not_adapt_the_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    people = someone("ann", "history", "soup", "a hut", "a ship", "a bell", "a cow")
+    people += someone("x", "base", "soup", "a hut", "A BELL", "a cow", "ann asks")
+    data = rows(tmp_path / "data.jsonl", *people)
+    base = tiny_base_folder(tmp_path / "tiny")
+    adapted_on = given(monkeypatch, "oppu.adapt.encode")
+    task = ("--task", sample_tasks()[0].task, "--data", data)
+    cut = ("--newest", "2", "--block", "1", "--blocks", "3", "--adapt-epochs", "1")
+    done("study", "staleness", *task, "--base", base, "--out", tmp_path / "out", *QUICK[1:], *cut)
+    assert [[example.item_id for example in listed] for listed in adapted_on] == [["x-0", "x-1"]]
 
 
 # real histories

@@ -10,6 +10,7 @@ from alone import QUICK, mean, nlls_alone, numbers_of, sample, table_of
 from shell import done, refused, rows
 from toys import tiny_base_folder
 
+from oppu.data import without_questions_of_others
 from oppu.data.sample import sample_tasks
 from oppu.evaluate.lab.alike import users_alike
 from oppu.evaluate.lab.answers import Answer
@@ -270,7 +271,8 @@ def cohort_nlls(tiny: Path, users: list[User], groups: list[list[int]], budget: 
     found = []
     for group in groups:
         members = [users[place] for place in group]
-        learnt = [e for user in members for e in training_examples(task, user)[-(budget // len(group)) :]]
+        giving = without_questions_of_others(task, members)
+        learnt = [e for user in giving for e in training_examples(task, user)[-(budget // len(group)) :]]
         asked = [e for user in members for e in query_examples(task, user)]
         found += nlls_alone(tiny, task, "+".join(user.id for user in members), learnt, asked)
     return found

@@ -5,7 +5,7 @@ All formats become the same `records.Dataset`. Whatever is wrong in the files is
 
 from oppu.data.develop import development_set
 from oppu.data.download import download_lamp, progress_bar
-from oppu.data.overlap import without_test_questions
+from oppu.data.overlap import without_questions_of_others, without_test_questions
 from oppu.data.read import Checked, check, named_task, read_dataset
 from oppu.data.statistics import GroupStatistics, Statistics, statistics, statistics_table
 
@@ -21,5 +21,6 @@ __all__ = [
     "read_dataset",
     "statistics",
     "statistics_table",
+    "without_questions_of_others",
     "without_test_questions",
 ]

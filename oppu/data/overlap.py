@@ -1,19 +1,24 @@
-"""Held-out users who did what a test user is asked about: such items must not adapt the base."""
+"""Users who did what another one is asked: such items must not adapt the base, nor train a module that both share.
 
-from collections.abc import Mapping
+Two ask the same if retrieval sees the same text of them, letter case and spaces aside: a film that both tagged, a paper
+that both wrote. A user's own history is not touched.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from oppu.records import Dataset, User
+from oppu.records import Dataset, HistoryItem, User
 from oppu.tasks import Task
 
 
-def without_test_questions(task: Task, dataset: Dataset) -> Dataset:
+def without_test_questions(task: Task, dataset: Dataset, items: Iterable[HistoryItem] = ()) -> Dataset:
     """The data without the held-out users' items and questions that ask what a test user is asked.
 
-    Two ask the same if retrieval sees the same text of them, letter case and spaces aside: a film that both tagged, a
-    paper that both wrote. A held-out user with nothing left is left out.
+    `items`: of test users' histories, which serve as questions, too. A held-out user with nothing left is left out.
     """
     asked = {_text(task, query.fields) for user in dataset.users for query in user.queries}
+    asked |= {_text(task, item.fields) for item in items}
 
     def rest(user: User) -> User:
         return replace(
@@ -24,6 +29,21 @@ def without_test_questions(task: Task, dataset: Dataset) -> Dataset:
 
     left = (rest(user) for user in dataset.base_users)
     return replace(dataset, base_users=tuple(user for user in left if user.history or user.queries))
+
+
+def without_questions_of_others(task: Task, users: Sequence[User]) -> tuple[User, ...]:
+    """Users who together train a module, or a base, each without the items that ask what another of them is asked."""
+    asked = [{_text(task, query.fields) for query in user.queries} for user in users]
+    askers = Counter(text for texts in asked for text in texts)
+
+    def is_free(item: HistoryItem, own: set[str]) -> bool:
+        text = _text(task, item.fields)
+        return askers[text] == (text in own)
+
+    return tuple(
+        replace(user, history=tuple(item for item in user.history if is_free(item, own)))
+        for user, own in zip(users, asked, strict=True)
+    )
 
 
 def _text(task: Task, fields: Mapping[str, str]) -> str:

@@ -2,7 +2,7 @@
 
 The paper says that "each user (or user cohort)" may have a module, and tries users alone. Here every module learns from
 equally many items, whatever its size: a cohort of four gives a quarter each. So what is seen is what others' items are
-worth; with `--pooled` every member gives as many as alone.
+worth; with `--pooled` every member gives as many as alone. No member gives an item that asks what another is asked.
 """
 
 import random
@@ -30,7 +30,8 @@ from oppu.evaluate.lab.trial import TrainingSettings, Trial, count, open_trial
 from oppu.evaluate.reports.panels import Panel, Series, lines_of
 from oppu.evaluate.reports.summary import number
 from oppu.evaluate.study import Column, Outcome, Study, Table, Value, Workplace, option
-from oppu.records import Example
+from oppu.records import Example, User
+from oppu.tasks import Task
 
 ALONE, ALIKE, RANDOM, EVERYBODY = "alone", "alike", "random", "everybody"
 
@@ -144,7 +145,7 @@ def _measured(trial: Trial, settings: Settings, by: str) -> tuple[tuple[Answer, 
             lessons = [
                 Lesson(
                     "+".join(users[place].id for place in group),
-                    _learnt(examples, group, budget, settings.pooled),
+                    _learnt(trial.task, [users[place] for place in group], budget, settings.pooled),
                     tuple(example for place in group for example in asked[users[place].id]),
                 )
                 for group in groups
@@ -167,15 +168,17 @@ def _measured(trial: Trial, settings: Settings, by: str) -> tuple[tuple[Answer, 
     return base, found
 
 
-def _learnt(
-    examples: Sequence[Sequence[Example]], group: Sequence[int], budget: int, pooled: bool
-) -> tuple[Example, ...]:
-    """Each member's newest items; those left over by the division are the first members'."""
-    shares = [budget if pooled else budget // len(group) + (place < budget % len(group)) for place in range(len(group))]
+def _learnt(task: Task, members: Sequence[User], budget: int, pooled: bool) -> tuple[Example, ...]:
+    """Each member's newest items that no other one is asked; those left over by the division are the first members'."""
+    from oppu.data import without_questions_of_others
+    from oppu.examples import PLAIN, training_examples
+
+    size = len(members)
+    shares = [budget if pooled else budget // size + (place < budget % size) for place in range(size)]
     return tuple(
         example
-        for member, share in zip(group, shares, strict=True)
-        for example in examples[member][max(0, len(examples[member]) - share) :]
+        for member, share in zip(without_questions_of_others(task, members), shares, strict=True)
+        for example in training_examples(task, member, PLAIN, newest=share)
     )
 
 

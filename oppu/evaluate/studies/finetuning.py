@@ -121,16 +121,18 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
 
 def _measured(trial: Trial, settings: Settings) -> list[_Way]:
     """Base or retrieval, full fine-tuning and modules, first without retrieved items and then with them."""
+    from oppu.data import without_questions_of_others
     from oppu.examples import PLAIN, Setting, training_examples
 
     probe, users = Probe(trial), trial.dataset.users
+    shared = without_questions_of_others(trial.task, users)
     ways = []
     for prompt, setting in zip(PROMPTS, (PLAIN, Setting(k=settings.k, seed=settings.seed)), strict=True):
         asked = questions_of(trial.task, users, setting)
         learnt = {u.id: tuple(training_examples(trial.task, u, setting, newest=settings.newest)) for u in users}
         lessons = [Lesson(user.id, (), asked[user.id]) for user in users]
         ways.append(_Way("base", prompt, probe.answers(f"base, {prompt}", lessons, setting).listed, 0.0, 0))
-        everybody = [example for user in users for example in learnt[user.id]]
+        everybody = [e for u in shared for e in training_examples(trial.task, u, setting, newest=settings.newest)]
         questions = [example for user in users for example in asked[user.id]]
         for rate in settings.rates:
             config = _full(trial, settings, rate)

@@ -181,14 +181,17 @@ def _facts(trial: Trial, settings: Settings) -> str:
 
 
 def _measured(trial: Trial, settings: Settings) -> _Found:
-    """Every module asked every later block, and the base asked all of them."""
+    """Every module asked every later block, and the base, which was adapted on none of them, asked all."""
+    from oppu.data import without_test_questions
     from oppu.examples import PLAIN, training_examples
 
-    probe, all_blocks = Probe(trial), range(settings.blocks)
+    all_blocks = range(settings.blocks)
     lines = [
         _Timeline(user, tuple(training_examples(trial.task, user, PLAIN)), settings) for user in trial.dataset.users
     ]
     _check(lines, settings)
+    items = [item for line in lines for item in line.user.history[line.start(0) :]]
+    probe = Probe(replace(trial, dataset=without_test_questions(trial.task, trial.dataset, items)))
     answered: dict[tuple[int | None, int], list[Answer]] = {}
     """By the block before which the module was trained (None: the base), and the block that was asked."""
     seconds, learnt = 0.0, 0
