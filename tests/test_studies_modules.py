@@ -317,6 +317,25 @@ def test_profiles_are_shown_where_they_are_given(place: Path, tmp_path: Path) ->
     assert (run_folder(out, "case-profile") / "predictions" / "oppu+pag-k0.json").is_file()
 
 
+def test_other_profiles_are_scored_anew_where_they_are_shown_and_nowhere_else(tmp_path: Path) -> None:
+    _, users, base_users = sample()
+    file = tmp_path / "profiles.json"
+
+    def scored(words: str) -> dict[str, dict[str, Any]]:
+        told = {user.id: words for user in users} | {user.id: "likes order" for user in base_users}
+        file.write_text(json.dumps(told))
+        out = ran("case", tmp_path, "--profiles", file, "--users", 1)
+        return {each.name: json.loads(each.read_text()) for each in (out / "measurements").iterdir()}
+
+    before = scored("likes order")
+    after = scored("is never on time")
+    assert after.items() >= before.items()
+    new = {each["inputs"]["method"]: each["value"] for name, each in after.items() if name not in before}
+    old = {each["inputs"]["method"]: each["value"] for each in before.values()}
+    assert sorted(new) == ["oppu+pag-k0", "pag-k0"]
+    assert all(new[method] != old[method] for method in new)
+
+
 def test_a_text_task_has_its_case(tmp_path: Path) -> None:
     text = sample_tasks()[1]
     given = ("--task", text.task, "--data", text.data, "--newest", 4)

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from oppu.evaluate.circumstances import versions
 from oppu.evaluate.comparisons import is_personal
 from oppu.evaluate.lab.trial import Ran, Trial, TrialSettings, count, open_trial
 from oppu.evaluate.reports.panels import Panel, Series, marks_of
@@ -127,8 +128,7 @@ def _log_probs(trial: Trial, settings: Settings, ran: Ran, method: str) -> dict[
         with Store(folder) as store:
             return {"scores": score_users(loaded, plan, users, store if is_personal(method) else None, trial.profiles)}
 
-    # the run's folder is named after everything that decides its modules and prompts
-    inputs = {"what": "log-probabilities", "run": folder.parent.name, "method": cell.name}
+    inputs = {"what": "log-probabilities", "cell": cell.fingerprint, "method": cell.name, "versions": versions()}
     found: dict[str, list[float]] = trial.place.measured(inputs, measure)["scores"]
     return found
 

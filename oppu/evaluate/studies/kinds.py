@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from oppu.errors import DataError
+from oppu.evaluate.circumstances import versions
 from oppu.evaluate.comparisons import score_cells
 from oppu.evaluate.lab.trial import (
     Ran,
@@ -139,7 +140,7 @@ def _parameters_of_base(trial: Trial, place: Workplace) -> int:
     from oppu.model.base import load_base
 
     adapted = trial.adapted(PLAIN)
-    inputs = {"what": "parameters", "base": adapted.fingerprint}
+    inputs = {"what": "parameters", "base": adapted.fingerprint, "versions": versions()}
     counted = place.measured(inputs, lambda: {"parameters": load_base(adapted.name).model.num_parameters()})
     return int(counted["parameters"])
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from oppu.evaluate.circumstances import versions
 from oppu.evaluate.comparisons import score_cells
 from oppu.evaluate.lab.trial import (
     Ran,
@@ -115,7 +116,8 @@ def _relevance(trial: Trial, settings: Settings) -> tuple[Relevance, str]:
 
     name = settings.embedder if settings.embedder is not None else PACKAGED
     folder = packaged_folder() if name == PACKAGED else Path(name)
-    inputs = {"what": "relevance", "embedder": folder_fingerprint(folder) if folder.is_dir() else name}
+    embedder = folder_fingerprint(folder) if folder.is_dir() else name
+    inputs = {"what": "relevance", "embedder": embedder, "versions": versions()}
     embed = None
     found: dict[str, list[float]] = {}
     for done, user in enumerate(trial.dataset.users):
