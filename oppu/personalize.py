@@ -68,27 +68,27 @@ def personalize(
 ) -> Iterator[Personalized]:
     """Train a module for each user, many at once, and commit each to the store as it is finished.
 
-    Users are read, and yielded, as slots become free; their histories are stored as well. Everyone under way is kept in
-    the store every `machine.checkpoint_s`, and gone on with by the next call that is to make the same module.
+    Users are read as slots become free; their histories are stored as well. Who is not to be trained is yielded before
+    the next user is read, so nobody is held in memory but those in the slots. Everyone under way is kept in the store
+    every `machine.checkpoint_s`, and gone on with by the next call that is to make the same module.
     """
-    settled: list[Personalized] = []
     fingerprints: dict[str, str] = {}
 
-    def jobs() -> Iterator[Job]:
+    def jobs() -> Iterator[Job | Personalized]:
         for user in users:
             store.put_history(user.id, plan.task.name, user.history)
             examples = training_examples(plan.task, user, plan.setting, (profiles or {}).get(user.id), plan.newest)
             fingerprint = training_fingerprint(base, plan, examples)
             if not examples:
-                settled.append(Personalized(user.id, "no history", None))
+                yield Personalized(user.id, "no history", None)
             elif record := _made_before(store, base, plan, user.id, fingerprint):
                 _forget(store, base, plan, user.id)
-                settled.append(Personalized(user.id, "kept", record))
+                yield Personalized(user.id, "kept", record)
             else:
                 try:
                     tokens = encode(base.tokenizer, examples, min(plan.train.max_tokens, base.max_tokens))
                 except ModelError as error:  # an answer that is too long
-                    settled.append(Personalized(user.id, "failed", None, error.line()))
+                    yield Personalized(user.id, "failed", None, error.line())
                     continue
                 fingerprints[user.id] = fingerprint
                 yield Job(user.id, tuple(tokens), begun=_begun(store, base, plan, user.id, fingerprint))
@@ -97,17 +97,19 @@ def personalize(
         _keep(store, base, plan, fingerprints, under_way)
 
     for trained in train(base, jobs(), plan.train, machine, on_progress, keep):
+        if isinstance(trained, Personalized):
+            yield trained
+            continue
+        fingerprint = fingerprints.pop(trained.user_id)
         if not all(bool(tensor.isfinite().all()) for tensor in trained.module.tensors.values()):
             reason = f"user {trained.user_id}: the training diverged; lower the learning rate"
             _forget(store, base, plan, trained.user_id)
             yield Personalized(trained.user_id, "failed", None, reason)
             continue
-        training = _how_it_was_made(base, plan, fingerprints.pop(trained.user_id), trained)
+        training = _how_it_was_made(base, plan, fingerprint, trained)
         whose = trained.user_id, plan.task.name, plan.setting.name, base.name, base.fingerprint
         record, is_new = store.put_module_once(NewModule(trained.module, *whose, training))
         yield Personalized(trained.user_id, "trained" if is_new else "kept", record)  # kept: put by another process
-        yield from _taken(settled)
-    yield from _taken(settled)
 
 
 def base_of(
@@ -216,10 +218,3 @@ def _keep(
 def _forget(store: Store, base: Base, plan: Plan, user_id: str) -> None:
     """Of a training that will not go on."""
     store.drop_checkpoint(user_id, plan.task.name, plan.setting.name, base.fingerprint)
-
-
-def _taken(settled: list[Personalized]) -> list[Personalized]:
-    """What is in the list, which is emptied."""
-    taken = settled[:]
-    settled.clear()
-    return taken

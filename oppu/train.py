@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -29,6 +30,8 @@ from oppu.model.trunk import trunk_below
 from oppu.model.workers import workers_for
 
 _LOG = logging.getLogger("oppu.train")
+Other = TypeVar("Other")
+"""What a stream of jobs holds besides jobs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,16 +179,17 @@ class _Learner:
 
 def train(
     base: Base,
-    jobs: Iterable[Job],
+    jobs: Iterable[Job | Other],
     config: TrainConfig,
     machine: Machine | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
     on_checkpoint: Callable[[Iterator[tuple[str, Checkpoint]]], None] | None = None,
-) -> Iterator[Trained]:
+) -> Iterator[Trained | Other]:
     """Train each job's module; yields them as they are finished. `jobs` is read only as slots become free.
 
-    Each job needs at least one example. The result does not depend on the neighbours, their number or order.
-    `on_checkpoint` gets everyone under way, by user, at most every `machine.checkpoint_s`; None: nothing is kept.
+    Each job needs at least one example; what is no job is yielded as soon as it is read. The result
+    does not depend on the neighbours, their number or order. `on_checkpoint` gets everyone under way, by user, at most every
+    `machine.checkpoint_s`; None: nothing is kept.
     """
     machine = machine or Machine()
     waiting = iter(jobs)
@@ -203,7 +207,10 @@ def train(
             engine = Engine(base, bank, workers, tokens, trunk, on_progress)
             while True:
                 while free and (job := next(waiting, None)) is not None:
-                    learners.append(_seat(bank, free.pop(), job, config))
+                    if isinstance(job, Job):
+                        learners.append(_seat(bank, free.pop(), job, config))
+                    else:
+                        yield job
                 if not learners:
                     return
                 _watch(engine, [learner for learner in learners if learner.is_due])

@@ -23,6 +23,7 @@ from oppu.model.kinds import LoraConfig
 from oppu.model.module import WEIGHTS, Module
 from oppu.personalize import Personalized, Plan, longest_histories, personalize
 from oppu.records import HistoryItem, User
+from oppu.scale.ledger import Ledger
 from oppu.store import Store
 from oppu.train import Job, Machine, Trained
 
@@ -210,6 +211,41 @@ def test_a_user_whom_another_process_finishes_meanwhile_is_kept_and_put_once(
     assert modules(store).keys() == {"a"}
     assert results["a"].record == stored_module(store, "a")
     assert module_folders(store) == [stored_module(store, "a").location]
+
+
+def test_who_is_not_trained_is_told_of_before_the_next_user_is_read(store: Store, base: Base) -> None:
+    run(store, base, PLAN, colour_users(*SIZES))
+    read: list[str] = []
+
+    def users() -> Iterator[User]:
+        for user in [*colour_users(*SIZES), *(colour_user(f"n{number:03}", 0) for number in range(996))]:
+            read.append(user.id)
+            yield user
+
+    results = personalize(store, base, PLAN, users(), machine=Machine(2))
+    for number in range(1, 31):
+        assert next(results).status == ("kept" if number <= len(SIZES) else "no history")
+        assert len(read) == number
+    results.close()
+
+
+def test_a_worker_holds_no_more_users_than_it_trains_and_the_one_it_reads(store: Store, base: Base) -> None:
+    ledger = Ledger([*colour_users(2, 2, 2), *(colour_user(f"n{number:02}", 0) for number in range(40))], 1)
+    held: set[str] = set()
+    most = 0
+
+    def users() -> Iterator[User]:
+        nonlocal most
+        while (user := ledger.take(1)) is not None:
+            held.add(user.id)
+            most = max(most, len(held))
+            yield user
+
+    for result in personalize(store, base, PLAN, users(), machine=Machine(2)):
+        assert ledger.settle(1, result.user_id)
+        held.remove(result.user_id)
+    assert ledger.is_done
+    assert most == 2
 
 
 def test_finished_users_are_not_kept_in_memory(store: Store, base: Base) -> None:

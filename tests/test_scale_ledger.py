@@ -112,4 +112,6 @@ def test_everybody_is_settled_once_whatever_dies_when(seed: int) -> None:
             user = held[worker].pop(chance.randrange(len(held[worker])))
             assert ledger.settle(worker, user.id)
             settled.append(user.id)
+        items = {number: sum(max(1, len(user.history)) for user in users) for number, users in held.items() if users}
+        assert +ledger._leased_items == items
     assert sorted(settled) == sorted(user.id for user in users)

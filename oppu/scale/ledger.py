@@ -6,7 +6,7 @@ given up when workers die all the same.
 """
 
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from oppu.records import User
@@ -36,10 +36,11 @@ class Ledger:
         self._waiting = deque(users)
         self._suspects: deque[User] = deque()
         self._leases: dict[int, dict[str, User]] = {}
+        self._leased_items: Counter[int] = Counter()
         self._lost: set[int] = set()
         self._deaths: Counter[str] = Counter()
         self._workers = workers
-        self._open_items = _items(users)
+        self._open_items = sum(map(_items, users))
 
     @property
     def is_done(self) -> bool:
@@ -55,15 +56,16 @@ class Ledger:
         if worker in self._lost:
             return None
         held = self._leases.setdefault(worker, {})
-        if any(self._is_suspect(user_id) for user_id in held):
+        if len(held) == 1 and self._is_suspect(*held):  # with whom nobody else is held
             return None
-        if self._waiting and _items(held.values()) < self._open_items / self._workers:
+        if self._waiting and self._leased_items[worker] < self._open_items / self._workers:
             user = self._waiting.popleft()
         elif self._suspects and not held:  # nobody else is waiting, or an empty worker would have got them
             user = self._suspects.popleft()
         else:
             return None
         held[user.id] = user
+        self._leased_items[worker] += _items(user)
         return user
 
     def settle(self, worker: int, user_id: str) -> bool:
@@ -71,7 +73,8 @@ class Ledger:
         user = self._leases.get(worker, {}).pop(user_id, None)
         if user is None:
             return False
-        self._open_items -= _items([user])
+        self._leased_items[worker] -= _items(user)
+        self._open_items -= _items(user)
         return True
 
     def lose(self, worker: int, *, suspicious: bool = True) -> Lost:
@@ -81,12 +84,13 @@ class Ledger:
         """
         self._lost.add(worker)
         held = self._leases.pop(worker, {})
+        del self._leased_items[worker]
         again, given_up = [], []
         for user in reversed(held.values()):
             self._deaths[user.id] += suspicious
             if self._deaths[user.id] >= SUSPECT_DEATHS + ALONE_DEATHS:
                 given_up.append(user.id)
-                self._open_items -= _items([user])
+                self._open_items -= _items(user)
                 continue
             again.append(user.id)
             if self._is_suspect(user.id):
@@ -99,5 +103,5 @@ class Ledger:
         return self._deaths[user_id] >= SUSPECT_DEATHS
 
 
-def _items(users: Iterable[User]) -> int:
-    return sum(max(1, len(user.history)) for user in users)
+def _items(user: User) -> int:
+    return max(1, len(user.history))
