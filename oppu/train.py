@@ -187,8 +187,8 @@ def train(
 ) -> Iterator[Trained | Other]:
     """Train each job's module; yields them as they are finished. `jobs` is read only as slots become free.
 
-    Each job needs at least one example; what is no job is yielded as soon as it is read. The result
-    does not depend on the neighbours, their number or order. `on_checkpoint` gets everyone under way, by user, at most every
+    Each job needs at least one example; what is no job is yielded as soon as it is read. The result does not depend on
+    the neighbours, their number or order. `on_checkpoint` gets everyone under way, by user, at most every
     `machine.checkpoint_s`; None: nothing is kept.
     """
     machine = machine or Machine()
