@@ -359,6 +359,56 @@ def test_a_mistake_in_the_last_tasks_data_is_said_before_the_first_trains(
     assert not (tmp_path / "out").exists()
 
 
+def _without_labels(data: Path) -> None:
+    (data / "user_top_100_history_label.json").unlink()
+
+
+def _without_held_out_users(data: Path) -> None:
+    (data / "user_others.json").write_text("[]")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_without_labels, "hue: query a-q0 has no label; an experiment needs every answer"),
+        (
+            _without_held_out_users,
+            "hue: there are no held-out users to adapt the base on; "
+            "give --base-data, or use the plain base with --no-adapt",
+        ),
+        (
+            lambda data: write_release(data, colour_users(2), [colour_user("x", 3)]),
+            "OUT: holds another run: its data, users, base or settings differ; "
+            "use --fresh to start anew, or another --out",
+        ),
+        (
+            lambda data: (data.parents[1] / "out" / "hue" / "seed-0" / "run.json").unlink(),
+            "OUT: holds something else than an experiment; use another --out",
+        ),
+        (
+            lambda data: (data.parents[1] / "out" / "hue" / "seed-0" / "cells" / "base-k0.json").write_text("{"),
+            "OUT/cells: base-k0.json: damaged",
+        ),
+    ],
+    ids=["labels", "held-out", "other data", "no record", "damaged"],
+)
+@pytest.mark.usefixtures("no_report")
+def test_all_that_is_wrong_with_the_last_run_is_said_before_the_first_trains(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], object], message: str
+) -> None:
+    hue = COLOUR.model_copy(update={"name": "hue"})
+    tasks = [write_task(tmp_path / f"{task.name}.toml", task) for task in (COLOUR, hue)]
+    for name in ("colour", "hue"):
+        write_release(tmp_path / "data" / name, [colour_user("a", 3)], [colour_user("x", 3)])
+    out, options = tmp_path / "out" / "hue" / "seed-0", ("--base", base, "--methods", "base", "--adapt-epochs", 1)
+    done("experiment", "--task", tasks[1], "--data", tmp_path / "data" / "hue", "--out", out, *options)
+    spoil(tmp_path / "data" / "hue")
+    monkeypatch.setattr(module, "load_base", lambda *_, **__: pytest.fail("it loaded the base"))
+    both = ("--task", ",".join(map(str, tasks)), "--data", tmp_path / "data", "--out", tmp_path / "out")
+    assert refused("experiment", *both, *options).startswith(message.replace("OUT", str(out)))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["hue"]
+
+
 def test_a_file_of_profiles_is_for_one_task(base: Path, tmp_path: Path) -> None:
     for name in ("movie_tagging", "news_categorize"):
         (tmp_path / name).mkdir()

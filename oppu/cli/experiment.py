@@ -153,7 +153,7 @@ def experiment(
     from oppu.describe.stored import is_stored
     from oppu.errors import ConfigError
     from oppu.evaluate.design import ALL, Experiment
-    from oppu.evaluate.experiment import run
+    from oppu.evaluate.experiment import check, run
     from oppu.evaluate.grid import plan_runs
     from oppu.evaluate.reports.joint import write_joint_report
     from oppu.evaluate.reports.summary import summary_table
@@ -171,6 +171,7 @@ def experiment(
     profiles_of = partial(_profiles, profiles, store, files)
     # all before the first training, so that no mistake costs hours
     inputs = _inputs(planned, develop, profiles_of, own_profiles=is_table_1 and profiles is None)
+    runs = []
     for each in planned:
         recipe = recipe_for(family_of(base), each.task)
         personal = changed_training(
@@ -202,9 +203,13 @@ def experiment(
             quantize=quantize,
             adapt_k=adapt_k,
         )
+        runs.append((each, wanted, *inputs[each.task.name]))
+    for each, wanted, dataset, given in runs:
+        with quiet_libraries():
+            check(wanted, dataset, each.out, profiles=given, fresh=fresh, device=device)
+    for each, wanted, dataset, given in runs:
         if len(planned) > 1:
             typer.echo(f"{each.task.name}, seed {each.seed}")
-        dataset, given = inputs[each.task.name]
         with quiet_libraries(), meter() as shown:
             cells = run(
                 wanted,

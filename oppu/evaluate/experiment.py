@@ -20,7 +20,7 @@ from oppu.describe.default import default_profiles, default_way
 from oppu.errors import ConfigError, DataError, ModelError
 from oppu.evaluate.baselines import baselines
 from oppu.evaluate.circumstances import versions
-from oppu.evaluate.design import Experiment, cell_fingerprint, fingerprint_without, method, run_fingerprint
+from oppu.evaluate.design import Experiment, cell_fingerprint, fingerprint_without, run_fingerprint
 from oppu.evaluate.reports.report import write_report
 from oppu.evaluate.results import RESULTS_FILE, TASK_FILE, Cell, Prediction, read_cells, write_cell, write_results
 from oppu.evaluate.under_way import FOLDER as UNDER_WAY
@@ -73,45 +73,110 @@ def run(
     `report`: False leaves report.html out. `bases`: another run's folder, or a store's, whose bases are taken over
     where they were adapted on the very same.
     """
-    dataset = without_test_questions(experiment.task, dataset)
-    users = longest_histories(dataset.users, experiment.users)
-    unlabelled = [q.id for user in users for q in user.queries if q.gold is None]
-    if unlabelled:
-        raise DataError([f"query {name} has no label" for name in unlabelled], fix="an experiment needs every answer")
-    columns = experiment.columns()  # first, so that an unknown method costs nothing
-    way = _way_of_profiles(experiment.task) if profiles is None and experiment.is_table_1 else ""
-    needing = [name for name, k in columns if method(name, k, 0).setting.profile]
-    if needing and profiles is None and not way:
-        raise ConfigError(f"{needing[0]} shows profiles, and there are none", where="--methods", fix="give --profiles")
-    find_dtype(experiment.dtype, find_device(device))
-    if experiment.quantize is not None:
-        check_quantization(experiment.quantize)
-    fingerprint = run_fingerprint(experiment, users, dataset.base_users)
-    without_modules = fingerprint_without(experiment, users, dataset.base_users, ("personal", "newest"))
-    everyone = (*users, *dataset.base_users)
-    methods = {(name, k): experiment.method_of(name, k) for name, k in columns}
-    wanted = {
-        column: cell_fingerprint(fingerprint if m.personal else without_modules, m, everyone, profiles, way)
-        for column, m in methods.items()
-    }
-    _prepare(out, without_modules, fingerprint if any(m.personal for m in methods.values()) else None, fresh)
-    finished = {(c.method, c.k): c for c in read_cells(out) if wanted.get((c.method, c.k)) == c.fingerprint}
+    checked = _checked(experiment, dataset, out, profiles, fresh, device)
+    _prepare(out, checked.record, fresh)
+    users, base_users, finished = checked.users, checked.base_users, dict(checked.finished)
     with Store(out / "store") as store:
         bench = _Bench(
-            experiment, dataset.base_users, profiles, store, out, wanted, machine or Machine(), device, bases, on_stage
+            experiment,
+            base_users,
+            profiles,
+            store,
+            out,
+            checked.fingerprints,
+            machine or Machine(),
+            device,
+            bases,
+            on_stage,
         )
-        for name, k in columns:
+        for name, k in checked.fingerprints:
             if (name, k) not in finished:
                 finished[name, k] = bench.cell(name, k, users)
                 write_cell(out, finished[name, k])
                 forget(out, finished[name, k].name)
-    cells = [_baseline(name, found) for name, found in baselines(experiment.task, users, dataset.base_users).items()]
-    cells += [finished[column] for column in columns]
+    cells = [_baseline(name, found) for name, found in baselines(experiment.task, users, base_users).items()]
+    cells += [finished[column] for column in checked.fingerprints]
     config = _config(experiment, command, profiles)
     write_results(out, experiment.task, config, cells)
     if report:
         write_report(out, experiment.task, config, cells, {user.id: len(user.history) for user in users})
     return tuple(cells)
+
+
+def check(
+    experiment: Experiment,
+    dataset: Dataset,
+    out: Path,
+    *,
+    profiles: Mapping[str, UserProfile] | None = None,
+    fresh: bool = False,
+    device: str = AUTO,
+) -> None:
+    """Raise what `run` would raise of these before it trains anything; nothing is written."""
+    _checked(experiment, dataset, out, profiles, fresh, device)
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """A run whose inputs are found right."""
+
+    users: Sequence[User]
+    base_users: Sequence[User]
+    fingerprints: Mapping[tuple[str, int], str]
+    """Of the cells, by method and k, in the order of the table."""
+    finished: Mapping[tuple[str, int], Cell]
+    """What an earlier run left of them."""
+    record: Mapping[str, Any]
+    """What is to stand in run.json."""
+
+
+def _checked(
+    experiment: Experiment,
+    dataset: Dataset,
+    out: Path,
+    profiles: Mapping[str, UserProfile] | None,
+    fresh: bool,
+    device: str,
+) -> _Checked:
+    dataset = without_test_questions(experiment.task, dataset)
+    users, base_users = longest_histories(dataset.users, experiment.users), dataset.base_users
+    _check_data(experiment, users, base_users)
+    methods = {(name, k): experiment.method_of(name, k) for name, k in experiment.columns()}
+    way = _way_of_profiles(experiment.task) if profiles is None and experiment.is_table_1 else ""
+    needing = [name for (name, _), m in methods.items() if m.setting.profile]
+    if needing and profiles is None and not way:
+        raise ConfigError(f"{needing[0]} shows profiles, and there are none", where="--methods", fix="give --profiles")
+    find_dtype(experiment.dtype, find_device(device))
+    if experiment.quantize is not None:
+        check_quantization(experiment.quantize)
+    fingerprint = run_fingerprint(experiment, users, base_users)
+    without_modules = fingerprint_without(experiment, users, base_users, ("personal", "newest"))
+    everyone = (*users, *base_users)
+    wanted = {
+        column: cell_fingerprint(fingerprint if m.personal else without_modules, m, everyone, profiles, way)
+        for column, m in methods.items()
+    }
+    modules = fingerprint if any(m.personal for m in methods.values()) else None
+    record = _record(out, without_modules, modules, fresh)
+    kept = {(cell.method, cell.k): cell for cell in (() if fresh else read_cells(out))}
+    finished = {column: cell for column, cell in kept.items() if wanted.get(column) == cell.fingerprint}
+    return _Checked(users, base_users, wanted, finished, record)
+
+
+def _check_data(experiment: Experiment, users: Sequence[User], base_users: Sequence[User]) -> None:
+    """DataError for a question without an answer, and for held-out users who give nothing to adapt on."""
+    task = experiment.task
+    if unlabelled := [query.id for user in users for query in user.queries if query.gold is None]:
+        problems = [f"query {name} has no label" for name in unlabelled]
+        raise DataError(problems, where=task.name, fix="an experiment needs every answer")
+    if experiment.adapt is not None and not any(_has_pairs(user, experiment.histories) for user in base_users):
+        what = "there are no held-out users to adapt the base on"
+        raise DataError([what], where=task.name, fix="give --base-data, or use the plain base with --no-adapt")
+
+
+def _has_pairs(user: User, histories: bool) -> bool:
+    """Whether there is anything of the held-out user to adapt on."""
+    return bool(histories and user.history) or any(query.gold is not None for query in user.queries)
 
 
 @dataclass
@@ -254,32 +319,25 @@ def _way_of_profiles(task: Task) -> str:
     return f"{default_way(task)}: {task.profile_count or task.profile_prompt}"
 
 
-def _prepare(out: Path, fingerprint: str, modules: str | None, fresh: bool) -> None:
-    """Make the run's folder; cells of another run's inputs are not taken for this one's.
+def _record(out: Path, fingerprint: str, modules: str | None, fresh: bool) -> Mapping[str, Any]:
+    """What the folder's record is to say; ConfigError for another run's: its cells are not taken for this one's.
 
     `modules`: the fingerprint with the settings of modules; None where there are none, so that they may change.
     """
     with os_errors(out):
-        there = _begun(out)
-        if fresh:
-            there = {}
-            for part in ("cells", "predictions", "store", UNDER_WAY):
-                if (out / part).exists():
-                    shutil.rmtree(out / part)
-            for file in (RESULTS_FILE, "report.html", TASK_FILE):
-                (out / file).unlink(missing_ok=True)
-        if there.get("fingerprint", fingerprint) != fingerprint or modules not in (None, there.get("modules", modules)):
-            raise ConfigError(
-                "holds another run: its data, users, base or settings differ",
-                where=str(out),
-                fix="use --fresh to start anew, or another --out",
-            )
-        make_folders(out)
-    kept = there | {"fingerprint": fingerprint} | ({"modules": modules} if modules is not None else {})
-    write_atomically(out / _RECORD, json.dumps(kept).encode())
+        there = _recorded(out)
+    if fresh:
+        there = {}
+    if there.get("fingerprint", fingerprint) != fingerprint or modules not in (None, there.get("modules", modules)):
+        raise ConfigError(
+            "holds another run: its data, users, base or settings differ",
+            where=str(out),
+            fix="use --fresh to start anew, or another --out",
+        )
+    return there | {"fingerprint": fingerprint} | ({"modules": modules} if modules is not None else {})
 
 
-def _begun(out: Path) -> dict[str, Any]:
+def _recorded(out: Path) -> dict[str, Any]:
     """What the record says of the run in the folder; empty: there is none. ConfigError where other things lie there.
 
     A run writes the record before all else, so a folder with files and without one is no run's.
@@ -293,6 +351,19 @@ def _begun(out: Path) -> dict[str, Any]:
     if out.exists() and any(not file.match(f".{_RECORD}.*.tmp") for file in out.iterdir()):
         raise ConfigError("holds something else than an experiment", where=str(out), fix="use another --out")
     return {}
+
+
+def _prepare(out: Path, record: Mapping[str, Any], fresh: bool) -> None:
+    """Make the run's folder, without what an earlier run left if `fresh`."""
+    with os_errors(out):
+        if fresh:
+            for part in ("cells", "predictions", "store", UNDER_WAY):
+                if (out / part).exists():
+                    shutil.rmtree(out / part)
+            for file in (RESULTS_FILE, "report.html", TASK_FILE):
+                (out / file).unlink(missing_ok=True)
+        make_folders(out)
+    write_atomically(out / _RECORD, json.dumps(record).encode())
 
 
 def _config(experiment: Experiment, command: str, profiles: Mapping[str, UserProfile] | None) -> Mapping[str, Any]:
