@@ -23,7 +23,7 @@ from oppu.evaluate.lab.trial import TrialSettings
 from oppu.evaluate.reports.fit import fit_line
 from oppu.evaluate.reports.panels import Panel, Series, lines_of
 from oppu.evaluate.results import Cell, Prediction, write_cell, write_results
-from oppu.evaluate.study import Column, Outcome, Study, Table, Workplace, all_studies, option, run_study
+from oppu.evaluate.study import Column, Outcome, Study, Table, Workplace, all_studies, option, run_study, study_tex
 from oppu.tasks import BUILT_IN
 
 
@@ -66,6 +66,7 @@ def squares(settings: Settings, place: Workplace) -> Outcome:
             tuple((size, square, "" if size > 1 else None) for size, square in zip(settings.sizes, found, strict=True)),
         ),
         facts=f"{len(found)} sizes",
+        notes=("Sizes are <whole> numbers.",),
         numbers={"shares": settings.shares},
     )
 
@@ -141,6 +142,10 @@ def test_a_study_leaves_numbers_table_figure_and_page(tmp_path: Path) -> None:
     assert {"oppu", "torch", "python"} <= written["versions"].keys()
     assert {"processor", "cores", "accelerator"} <= written["machine"].keys()
     assert (out / "made.csv").read_text() == "size,square,why\n1,1,\n2,4,\n"
+    assert written["notes"] == ["Sizes are <whole> numbers."]
+    sources = written["sources"]
+    assert [each["what"] for each in sources] == ["size 1, rounds 3", "size 2, rounds 3"]
+    assert [json.loads((out / each["file"]).read_text())["value"]["square"] for each in sources] == [1, 4]
     root = ElementTree.parse(out / "made.svg").getroot()
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     assert {"Squares", "Again", "<squares>"} <= {text.strip() for text in root.itertext()}
@@ -158,7 +163,41 @@ def test_the_page_is_well_formed_fetches_nothing_and_says_what_paper_and_run_fou
     text = " ".join("".join(page.text).split())
     for part in ("Squares <of sizes>", "The paper (Table 9). They are 1 & 4.", "This run. 2 squares & no more.", "4.0"):
         assert part in text
-    assert {"made.csv", "made.json", "made.svg"} <= set(page.targets)
+    assert {"made.csv", "made.tex", "made.json", "made.svg"} <= set(page.targets)
+    assert "<details>" in html  # closed
+    listed = [target for target in page.targets if target.startswith("measurements/")]
+    assert len(listed) == 2
+    assert all((tmp_path / "out" / target).is_file() for target in listed)
+
+
+def test_a_file_that_two_variants_share_is_listed_for_both_and_once_for_each(tmp_path: Path) -> None:
+    place = Workplace(tmp_path)
+    for what in ("first", "second", "first"):
+        place.measured({"size": 1}, lambda: {"square": 1}, what)
+    assert [each["what"] for each in place.sources] == ["first", "second"]
+    assert len({each["file"] for each in place.sources}) == 1
+
+
+def test_the_table_is_there_as_latex(tmp_path: Path) -> None:
+    run_study(MADE, Settings(tmp_path), tmp_path / "out")
+    lines = (tmp_path / "out" / "made.tex").read_text(encoding="utf-8").splitlines()
+    assert lines[lines.index(r"\toprule") - 1] == r"\caption{Squares $<$of sizes$>$. 2 sizes}\\"
+    assert r"\begin{longtable}{rrl}" in lines
+    assert lines[lines.index(r"\endfoot") + 1 : lines.index(r"\end{longtable}")] == [
+        r"1 & 1.0 & -- \\",
+        r"2 & 4.0 &  \\",
+    ]
+
+
+def test_texts_of_a_table_stand_on_one_line_and_are_no_options_for_latex() -> None:
+    columns = (Column("said", "What was said & when"), Column("long", "Long"))
+    table = Table(columns, (("[1]\n\n50 %", "word " * 12), ("* b_c", "")))
+    text = study_tex("Said.", "Two texts.", table)
+    assert r"\caption{Said. Two texts.}" in text
+    assert r"{lp{5cm}}" in text
+    assert r"\shortstack[l]{What was\\said \&\\when}" in text
+    assert r"{[1] 50 \%} & " + "word " * 11 + r"word \\" in text
+    assert r"{* b\_c} &  \\" in text
 
 
 def test_the_same_inputs_are_measured_once_and_new_ones_alone(tmp_path: Path) -> None:
@@ -286,7 +325,10 @@ def test_a_study_of_power_has_a_row_for_every_difference_and_number_of_questions
     own = next(row for row in found if (row["difference"], row["queries_per_user"]) == ("0.125", "4"))
     assert f"a power of {float(own['power_10_users']):.2f}" in " ".join(printed.split())
     assert f"80% needs {own['users_needed']} users with 4 questions each" in " ".join(printed.split())
-    pair = json.loads((out / "power.json").read_text())["pairs"][0]
+    written = json.loads((out / "power.json").read_text())
+    named = {each["what"]: (out / each["file"]).resolve() for each in written["sources"]}
+    assert named == {f"{name}-k0": experiment / "predictions" / f"{name}-k0.json" for name in ("oppu", "base")}
+    pair = written["pairs"][0]
     assert (pair["users"], pair["queries_per_user"], pair["gain"]) == (10, 4, pytest.approx(0.125))
 
 

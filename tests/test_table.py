@@ -20,9 +20,10 @@ from oppu.evaluate.columns import groups, table_metrics
 from oppu.evaluate.comparisons import is_personal
 from oppu.evaluate.paper import Reported, table_1
 from oppu.evaluate.reports.joint import count_wins, read_folders, write_joint_report
+from oppu.evaluate.reports.latex import tex
 from oppu.evaluate.reports.summary import best_two, number
 from oppu.evaluate.reports.table import make_table
-from oppu.evaluate.reports.table_files import TABLE_FIELDS, short_name, tex
+from oppu.evaluate.reports.table_files import TABLE_FIELDS, short_name
 from oppu.evaluate.study import run_study
 from oppu.tasks import BUILT_IN, Task
 
@@ -232,6 +233,32 @@ def test_the_page_has_the_studies_with_figure_table_and_both_findings(joint: Pat
     assert '<td class="n">4.0</td>' in table
 
 
+def test_the_page_has_the_studies_notes_and_leads_to_the_files_of_their_numbers(joint: Path) -> None:
+    text = (joint / "report.html").read_text(encoding="utf-8")
+    assert '<p class="note">Sizes are &lt;whole&gt; numbers.</p>' in text
+    details = re.search(r"<details>(.*?)</details>", text, re.DOTALL)
+    assert details is not None
+    assert "size 2, rounds 3" in details[1]
+    links = Page(details[1]).targets
+    assert len(links) == 2
+    assert all(link.startswith("../study/measurements/") and (joint / link).is_file() for link in links)
+    assert {"../study/made.tex", "studies.tex"} <= set(Page(text).targets)
+
+
+def test_an_older_study_without_notes_files_and_latex_is_read(tmp_path: Path) -> None:
+    study = tmp_path / "study"
+    run_study(MADE, Settings(tmp_path), study)
+    record = json.loads((study / "made.json").read_text(encoding="utf-8"))
+    older = {key: value for key, value in record.items() if key not in ("notes", "sources", "columns")}
+    (study / "made.json").write_text(json.dumps(older), encoding="utf-8")
+    (study / "made.tex").unlink()
+    write_joint_report([study], tmp_path / "out")
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "<details>" not in text
+    assert "made.tex" not in text
+    assert r"2 & 4 &  \\" in (tmp_path / "out" / "studies.tex").read_text(encoding="utf-8").splitlines()
+
+
 def test_commands_versions_seeds_and_times_are_on_the_page(joint: Path) -> None:
     plain = " ".join("".join(Page((joint / "report.html").read_text(encoding="utf-8")).text).split())
     assert all(f"oppu experiment --seed {seed}" in plain for seed in (0, 1, 2, 5))
@@ -260,7 +287,7 @@ def test_a_report_of_studies_alone_has_no_table(tmp_path: Path) -> None:
     run_study(MADE, Settings(tmp_path), tmp_path / "study")
     joint = write_joint_report([tmp_path / "study"], tmp_path / "out")
     assert joint.found == ()
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.html"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.html", "studies.tex"}
     assert "Table 1" not in "".join(Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8")).text)
 
 
@@ -331,6 +358,15 @@ def test_the_latex_comparisons_have_a_row_for_each(joint: Path) -> None:
     for row, found in zip(table, compared, strict=True):
         assert row[0] == short_name(BUILT_IN[found["task"]])
         assert row[7].split(" ")[0].replace(",", "") == (found["users_needed"] or "--")
+
+
+def test_the_studies_tables_are_there_as_latex(joint: Path) -> None:
+    text = (joint / "studies.tex").read_text(encoding="utf-8")
+    environments(text)
+    assert text == (joint.parent / "study" / "made.tex").read_text(encoding="utf-8")
+    lines = text.splitlines()
+    body = lines[lines.index(r"\endfoot") + 1 : lines.index(r"\end{longtable}")]
+    assert [cells(line) for line in body] == [["1", "1.0", "--"], ["2", "4.0", ""]]
 
 
 def test_special_characters_are_escaped() -> None:

@@ -207,6 +207,17 @@ def test_without_adaption_the_base_is_taken_as_it_is(
     assert trained == []
 
 
+def test_the_predictions_of_every_variant_are_noted_with_its_name(settings: TrialSettings, tmp_path: Path) -> None:
+    place = Workplace(tmp_path)
+    trial = open_trial(settings, place)
+    for name in ("one", "two", "one"):
+        ran = trial.run(name, ("base", "rag"))
+    named = [f"{name}: {cell.name}" for name in ("one", "two") for cell in ran.cells]
+    assert sorted(each["what"] for each in place.sources) == sorted(named)
+    assert all((tmp_path / each["file"]).is_file() for each in place.sources)
+    assert all("/predictions/" in each["file"] for each in place.sources)
+
+
 def test_progress_names_variant_and_stage(settings: TrialSettings, tmp_path: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     place = Workplace(tmp_path, lambda name, done, total: seen.append((name, done, total)))

@@ -22,7 +22,7 @@ def report(
     folders: Annotated[
         list[Path], typer.Argument(metavar="RUN_OR_STUDY...", help="Folders of finished experiments and studies.")
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder for report.html, table1 and comparisons (CSV, LaTeX).")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the page, and the tables as CSV and LaTeX.")],
     task: Annotated[
         list[str] | None,
         typer.Option("--task", help="TOML file of a task of one's own, for runs that do not hold it; may be repeated."),

@@ -23,7 +23,8 @@ from typing import Any
 from oppu.errors import ConfigError, DataError
 from oppu.evaluate import studies
 from oppu.evaluate.circumstances import machine, versions
-from oppu.evaluate.reports.page import fill_page, flatten
+from oppu.evaluate.reports.latex import long_table
+from oppu.evaluate.reports.page import fill_page, flatten, relative, source_links
 from oppu.evaluate.reports.panels import Panel, figure_svg, panel_svg
 from oppu.store.files import make_folders, os_errors, write_atomically
 
@@ -80,11 +81,25 @@ class Workplace:
 
     out: Path
     on_stage: Callable[[str, int, int], None] = lambda name, done, total: None
+    sources: list[dict[str, str]] = field(default_factory=list)
+    """The files that the numbers come from, as they were used: `what` one holds, and `file`, as seen from `out`."""
 
-    def measured(self, inputs: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-        """What `measure` gives for these inputs, or gave when it was last done; both are plain JSON values."""
+    def uses(self, file: Path, what: str) -> None:
+        """Note that numbers of the study come from a file."""
+        source = {"what": what, "file": relative(file, self.out)}
+        if source not in self.sources:
+            self.sources.append(source)
+
+    def measured(
+        self, inputs: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]], what: str = ""
+    ) -> dict[str, Any]:
+        """What `measure` gives for these inputs, or gave when it was last done; both are plain JSON values.
+
+        `what`: of which variant or part it is, for the list of files; empty: the short ones of the inputs.
+        """
         text = json.dumps(inputs, sort_keys=True)
         path = self.out / _KEPT / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
+        self.uses(path, what or _brief(inputs))
         if path.is_file():
             return _read_measurement(path, json.loads(text))
         value = dict(measure())
@@ -154,12 +169,13 @@ def run_study(
     command: str = "",
     on_stage: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> Outcome:
-    """Run a study and write NAME.json, NAME.csv, NAME.svg and report.html to `out`; what is measured is kept.
+    """Run a study and write NAME.json, NAME.csv, NAME.tex, NAME.svg and report.html to `out`; what is measured is kept.
 
     ConfigError where `out` holds something else, whose report would be lost.
     """
     _prepare(study, out, fresh)
-    outcome = study.run(settings, Workplace(out, on_stage))
+    place = Workplace(out, on_stage)
+    outcome = study.run(settings, place)
     config = {"settings": asdict(settings), "versions": versions(), "machine": machine()}
     record = {
         "study": study.name,
@@ -168,16 +184,19 @@ def run_study(
         "paper": study.paper,
         "found": outcome.found,
         "facts": outcome.facts,
+        "notes": outcome.notes,
         "command": command,
         **config,
         "columns": outcome.table.columns,
         "table": [dict(zip(_names(outcome.table), row, strict=True)) for row in outcome.table.rows],
+        "sources": place.sources,
         **outcome.numbers,
     }
     write_atomically(out / f"{study.name}.json", _json(record))
     write_atomically(out / f"{study.name}.csv", _csv(outcome.table).encode())
+    write_atomically(out / f"{study.name}.tex", study_tex(study.title, outcome.facts, outcome.table).encode())
     write_atomically(out / f"{study.name}.svg", figure_svg(study.name, outcome.panels).encode())
-    write_atomically(out / "report.html", _page(study, outcome, command, config).encode())
+    write_atomically(out / "report.html", _page(study, outcome, command, config, place).encode())
     return outcome
 
 
@@ -195,8 +214,31 @@ def is_number(table: Table, place: int) -> bool:
     return any(isinstance(row[place], int | float) for row in table.rows)
 
 
+def headings(table: Table) -> list[tuple[str, bool]]:
+    """Of each column its title, and whether it stands on the right."""
+    return [(column.title, is_number(table, place)) for place, column in enumerate(table.columns)]
+
+
+def shown_rows(table: Table) -> list[list[str]]:
+    """The table's values for people."""
+    return [[shown(value, column) for value, column in zip(row, table.columns, strict=True)] for row in table.rows]
+
+
+def study_tex(title: str, facts: str, table: Table) -> str:
+    """A study's table as LaTeX."""
+    return long_table(f"{title.removesuffix('.')}. {facts}", headings(table), shown_rows(table))
+
+
+def table_of(record: Mapping[str, Any]) -> Table:
+    """The table in a study's JSON; older ones do not describe their columns."""
+    names = list(record["table"][0]) if record["table"] else []
+    described = record.get("columns") or [{"name": name, "title": name.replace("_", " ")} for name in names]
+    columns = tuple(Column(**column) for column in described)
+    return Table(columns, tuple(tuple(row.get(column.name) for column in columns) for row in record["table"]))
+
+
 def _prepare(study: Study, out: Path, fresh: bool) -> None:
-    files = [out / f"{study.name}.{ending}" for ending in ("json", "csv", "svg")] + [out / "report.html"]
+    files = [out / f"{study.name}.{ending}" for ending in ("json", "csv", "tex", "svg")] + [out / "report.html"]
     with os_errors(out):
         make_folders(out)
         record, content = out / "study.json", _json({"study": study.name})
@@ -224,18 +266,23 @@ def _read_measurement(path: Path, inputs: object) -> dict[str, Any]:
     raise DataError(["is damaged"], where=str(path), fix="delete the file to measure it again")
 
 
-def _page(study: Study, outcome: Outcome, command: str, config: Mapping[str, Any]) -> str:
-    table = outcome.table
+def _page(study: Study, outcome: Outcome, command: str, config: Mapping[str, Any], place: Workplace) -> str:
     return fill_page(
         "study.html.j2",
         study=study,
         outcome=outcome,
         command=command,
-        panels=[(panel, panel_svg(f"panel{place}", panel)) for place, panel in enumerate(outcome.panels)],
-        columns=[(column.title, is_number(table, place)) for place, column in enumerate(table.columns)],
-        rows=[[shown(value, column) for value, column in zip(row, table.columns, strict=True)] for row in table.rows],
+        panels=[(panel, panel_svg(f"panel{number}", panel)) for number, panel in enumerate(outcome.panels)],
+        columns=headings(outcome.table),
+        rows=shown_rows(outcome.table),
+        sources=source_links(place.sources, place.out, place.out),
         settings=list(flatten(config)),
     )
+
+
+def _brief(inputs: Mapping[str, Any]) -> str:
+    """`size 2, rounds 3`."""
+    return ", ".join(f"{key} {value}" for key, value in inputs.items() if isinstance(value, str | int | float))
 
 
 def _csv(table: Table) -> str:

@@ -16,7 +16,7 @@ from oppu.evaluate.comparisons import ScoredCell, is_baseline, score_cells
 from oppu.evaluate.metrics import HIGHER_IS_BETTER, metrics_of, primary_metric
 from oppu.evaluate.reports.panels import Series
 from oppu.evaluate.reports.summary import TITLES, number, signed, title
-from oppu.evaluate.results import Cell
+from oppu.evaluate.results import Cell, predictions_file
 from oppu.evaluate.significance import paired_difference
 from oppu.evaluate.study import RUNS, STORE, Column, Value, Workplace, option
 from oppu.records import Dataset, UserProfile
@@ -169,7 +169,8 @@ class Trial:
             shown = _Shown(self.place, name)
             found = run(experiment, data, out, profiles=self.profiles, report=False, device=device, on_stage=shown)
             for cell in found:
-                cells.setdefault((cell.method, cell.k), cell)
+                if cells.setdefault((cell.method, cell.k), cell) is cell:
+                    self.place.uses(out / predictions_file(cell), f"{name}: {cell.name}")
                 if not is_baseline(cell.method):
                     bases[cell.name], stores[cell.name] = base, out / STORE
         # by their place in `methods`, as if it had been one run; baselines first

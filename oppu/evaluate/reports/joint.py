@@ -1,7 +1,8 @@
-"""The joint report: Table 1 over tasks and seeds, its comparisons, and studies, in one page and four files.
+"""The joint report: Table 1 over tasks and seeds, its comparisons, and studies, in one page and five files.
 
-Folders of finished experiments and studies in; `report.html`, `table1.csv`, `table1.tex`, `comparisons.csv` and
-`comparisons.tex` out. The page fetches nothing; its numbers lead to the predictions that they were computed from.
+Folders of finished experiments and studies in; `report.html`, `table1.csv`, `table1.tex`, `comparisons.csv`,
+`comparisons.tex` and `studies.tex` out. The page fetches nothing; its numbers lead to the predictions that they were
+computed from.
 """
 
 from collections import Counter
@@ -18,6 +19,7 @@ from oppu.evaluate.reports.table import Gain, JointTable, make_table
 from oppu.evaluate.reports.table_files import comparisons_csv, comparisons_tex, table_csv, table_tex
 from oppu.evaluate.runs import STUDY_FILE, Run, StudyResult, is_study, read_run, read_study
 from oppu.evaluate.significance import LEVEL
+from oppu.evaluate.study import study_tex, table_of
 from oppu.store.files import make_folders, os_errors, write_atomically
 from oppu.tasks import find_task
 
@@ -78,6 +80,9 @@ def write_joint_report(
             ("comparisons.tex", comparisons_tex(table)),
         ):
             write_atomically(out / name, text.encode("utf-8"))
+    if studies:
+        texts = [study_tex(each.record["title"], each.record["facts"], table_of(each.record)) for each in studies]
+        write_atomically(out / "studies.tex", "\n".join(texts).encode("utf-8"))
     page = joint_page(table, studies, wins, found, warnings, out, command)
     write_atomically(out / "report.html", page.encode("utf-8"))
     return Joint(out / "report.html", found, warnings)

@@ -3,21 +3,20 @@
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from oppu import __version__
 from oppu.evaluate.columns import TABLE_1, TableColumn, groups, table_metrics
 from oppu.evaluate.metrics import HIGHER_IS_BETTER, primary_metric
 from oppu.evaluate.paper import SOURCE, Reported, table_1
-from oppu.evaluate.reports.page import fill_page, flatten
+from oppu.evaluate.reports.page import fill_page, flatten, href, source_links
 from oppu.evaluate.reports.panels import within_page
 from oppu.evaluate.reports.plots import PERSONAL_COLOR, PLAIN_COLOR, WORSE_COLOR, Mark, plot_marks
 from oppu.evaluate.reports.summary import TITLES, count, duration, interval, number, p_value, signed, title
 from oppu.evaluate.reports.table import MORE_QUERIES, Gain, JointTable, Number, TaskTable
-from oppu.evaluate.reports.table_files import SHORT, relative, short_name
+from oppu.evaluate.reports.table_files import SHORT, short_name
 from oppu.evaluate.runs import Run, StudyResult, adaption_seconds
 from oppu.evaluate.significance import LEVEL, POWER, SAMPLES, SEED
-from oppu.evaluate.study import Column, Table, is_number, shown
+from oppu.evaluate.study import headings, shown_rows, table_of
 from oppu.tasks import BUILT_IN, Task
 
 if TYPE_CHECKING:
@@ -120,7 +119,7 @@ def _cell(found: Number | None, out: Path) -> dict[str, Any]:
     alone = len(found.scores) == 1
     return {
         "value": number(found.mean),
-        "href": _href(found.scores[0].predictions, out) if alone else f"#{_anchor(found.task, found.column)}",
+        "href": href(found.scores[0].predictions, out) if alone else f"#{_anchor(found.task, found.column)}",
         "mark": _RANKS[found.rank],
         "star": found.is_significant,
         "spread": "" if found.spread is None else f"± {number(found.spread)}",
@@ -145,7 +144,7 @@ def _seeds_of(each: TaskTable, seeds: Sequence[int], out: Path) -> dict[str, Any
             for seed in seeds
         }
         cells = [
-            {"values": " / ".join(number(s.value) for s in found), "href": _href(found[0].predictions, out)}
+            {"values": " / ".join(number(s.value) for s in found), "href": href(found[0].predictions, out)}
             if (found := scores[seed])
             else None
             for seed in seeds
@@ -253,10 +252,9 @@ def _reported(found: Reported) -> dict[str, Any]:
 
 def _study(place: int, each: StudyResult, out: Path) -> dict[str, Any]:
     record = each.record
-    names = list(record["table"][0]) if record["table"] else []  # older records do not describe their columns
-    described = record.get("columns") or [{"name": name, "title": name.replace("_", " ")} for name in names]
-    columns = tuple(Column(**column) for column in described)
-    table = Table(columns, tuple(tuple(row.get(column.name) for column in columns) for row in record["table"]))
+    table = table_of(record)
+    names = ("report.html", *(f"{each.name}.{ending}" for ending in ("csv", "tex", "json", "svg")))
+    files = [each.folder / name for name in names]  # older studies have no LaTeX
     return {
         "title": record["title"],
         "source": record["source"],
@@ -265,12 +263,11 @@ def _study(place: int, each: StudyResult, out: Path) -> dict[str, Any]:
         "facts": record["facts"],
         "command": record["command"],
         "svg": within_page(f"study{place}", each.svg, each.folder),
-        "columns": [(column.title, is_number(table, i)) for i, column in enumerate(columns)],
-        "rows": [[shown(value, column) for value, column in zip(row, columns, strict=True)] for row in table.rows],
-        "links": [
-            (file, _href(each.folder / file, out))
-            for file in ("report.html", f"{each.name}.csv", f"{each.name}.json", f"{each.name}.svg")
-        ],
+        "notes": record.get("notes") or [],
+        "columns": headings(table),
+        "rows": shown_rows(table),
+        "links": [(file.name, href(file, out)) for file in files if file.is_file()],
+        "sources": source_links(record.get("sources") or [], each.folder, out),
         "versions": ", ".join(f"{key} {text}" for key, text in flatten(record.get("versions") or {})),
     }
 
@@ -282,7 +279,7 @@ def _run(run: Run, out: Path) -> dict[str, Any]:
         "task": short_name(run.task),
         "seed": run.seed,
         "folder": f"{folder.parent.name}/{folder.name}" if folder.name == f"seed-{run.seed}" else folder.name,
-        "href": _href(folder / "report.html", out),
+        "href": href(folder / "report.html", out),
         "users": len(users),
         "queries": len(run.golds),
         "adaption": duration(seconds) if (seconds := adaption_seconds(run)) else "–",
@@ -322,7 +319,3 @@ def _settings(runs: Sequence[Run]) -> list[tuple[str, str]]:
         said = [value if is_common else f"{value} ({', '.join(names)})" for value, names in holders.items()]
         rows.append((key, "; ".join(said)))
     return rows
-
-
-def _href(path: Path, out: Path) -> str:
-    return quote(relative(path, out))

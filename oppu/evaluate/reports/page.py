@@ -1,8 +1,11 @@
-"""Pages of one file: a template of this folder and values in, HTML out."""
+"""Pages of one file: a template of this folder and values in, HTML out; and links to files beside them."""
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
@@ -28,3 +31,23 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", ", ".join(str(part) for part in value) or "none"
         else:
             yield f"{prefix}{key}", "none" if value is None else str(value)
+
+
+def relative(path: Path, folder: Path) -> str:
+    """A path as seen from a folder, with slashes."""
+    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+
+
+def href(path: Path, folder: Path) -> str:
+    """A link to a file from a page in the folder."""
+    return quote(relative(path, folder))
+
+
+def source_links(
+    sources: Sequence[Mapping[str, str]], study: Path, folder: Path
+) -> list[tuple[str, list[tuple[str, str]]]]:
+    """A study's sources for a page in `folder`: by what they hold, each file as seen from the study, and its link."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for each in sources:
+        found.setdefault(each["what"], []).append((each["file"], href(study / each["file"], folder)))
+    return list(found.items())

@@ -3,13 +3,14 @@
 import csv
 import io
 import math
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from oppu import __version__
 from oppu.evaluate.columns import TABLE_1, groups, table_metrics
 from oppu.evaluate.metrics import HIGHER_IS_BETTER
+from oppu.evaluate.reports.latex import tex, tex_row
+from oppu.evaluate.reports.page import relative
 from oppu.evaluate.reports.summary import interval, number, p_value, signed
 from oppu.evaluate.reports.table import MORE_QUERIES, Gain, JointTable, Number
 from oppu.evaluate.significance import LEVEL, SAMPLES
@@ -35,21 +36,10 @@ COMPARISON_FIELDS = (
     f"users_needed_with_{MORE_QUERIES}_queries",
 )  # fmt: skip
 
-_SPECIAL = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$",
-    "−": "$-$", "–": "--", "±": r"$\pm$",
-}  # fmt: skip
-
 
 def short_name(task: Task) -> str:
     """`LaMP-2N`; of a task of one's own, and of one that asks a benchmark's questions in another way, its name."""
     return task.lamp_id.replace("_", "-") if task.name in BUILT_IN and task.lamp_id else task.name
-
-
-def relative(path: Path, folder: Path) -> str:
-    """A path as seen from a folder, with slashes."""
-    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
 
 
 def table_csv(table: JointTable, out: Path) -> str:
@@ -126,18 +116,18 @@ def table_tex(table: JointTable) -> str:
         rf"\caption{{{_escape_but_pm(caption)}}}",
         rf"\begin{{tabular}}{{ll{'r' * len(TABLE_1)}}}",
         r"\toprule",
-        _row(["", "", *(rf"\multicolumn{{{span}}}{{c}}{{{tex(name)}}}" for name, span in spans)]),
+        tex_row(["", "", *(rf"\multicolumn{{{span}}}{{c}}{{{tex(name)}}}" for name, span in spans)]),
         " ".join(rf"\cmidrule(lr){{{first}-{last}}}" for first, last in _ranges(spans)),
-        _row(["Task", "Metric", *(_heading(column.title) for column in TABLE_1)]),
+        tex_row(["Task", "Metric", *(_heading(column.title) for column in TABLE_1)]),
     ]
     for each in table.tasks:
         lines.append(r"\midrule")
         for place, metric in enumerate(table_metrics(each.task)):
             found = [each.numbers.get((metric, column.name)) for column in TABLE_1]
             name = tex(short_name(each.task)) if place == 0 else ""
-            lines.append(_row([name, _metric_tex(metric), *map(_number_tex, found)]))
+            lines.append(tex_row([name, _metric_tex(metric), *map(_number_tex, found)]))
             if any(one is not None and one.spread is not None for one in found):
-                lines.append(_row(["", "", *map(_spread_tex, found)]))
+                lines.append(tex_row(["", "", *map(_spread_tex, found)]))
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table*}", ""])
 
 
@@ -152,7 +142,7 @@ def comparisons_tex(table: JointTable) -> str:
         rf"{SAMPLES:,} resamples. Detectable: the true difference that these users find with a power of 80\,\%. Users: "
         r"how many find the difference in brackets with that power, with these numbers of questions.}\\",
         r"\toprule",
-        _row([_percent(head) for head in heads]),
+        tex_row([_percent(head) for head in heads]),
         r"\midrule",
         r"\endhead",
         r"\bottomrule",
@@ -164,7 +154,7 @@ def comparisons_tex(table: JointTable) -> str:
         found = gain.found
         shown = signed(found.difference)
         lines.append(
-            _row(
+            tex_row(
                 [
                     tex(short_name(gain.task)),
                     tex(gain.name),
@@ -180,11 +170,6 @@ def comparisons_tex(table: JointTable) -> str:
     return "\n".join([*lines, r"\end{longtable}", r"\endgroup", ""])
 
 
-def tex(text: str) -> str:
-    """Text for LaTeX, its special characters escaped."""
-    return "".join(_SPECIAL.get(character, character) for character in text)
-
-
 def _csv(fields: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -195,10 +180,6 @@ def _csv(fields: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def _or_nothing(value: int | None) -> object:
     return "" if value is None else value
-
-
-def _row(cells: Sequence[str]) -> str:
-    return " & ".join(cells) + r" \\"
 
 
 def _ranges(spans: Sequence[tuple[str, int]]) -> list[tuple[int, int]]:

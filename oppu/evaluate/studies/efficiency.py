@@ -245,6 +245,10 @@ def _inputs(what: str, case: Case, point: Point, context: Mapping[str, Any], rep
     }
 
 
+def _what(what: str, task: str, point: Point) -> str:
+    return f"{task}, {what}: " + ", ".join(f"{name} {value}" for name, value in asdict(point).items())
+
+
 _Key = tuple[str, Point]
 """A task's name and a training of it; one that lies on two axes is measured once."""
 
@@ -260,7 +264,9 @@ def _memories(axes: Sequence[_Axis], context: Mapping[str, Any], place: Workplac
     for (task, point), case in wanted.items():
         place.on_stage("memory", len(found), len(wanted))
         measure = partial(in_own_process, memory_of, (case, point, torch.get_num_threads()))
-        found[task, point] = place.measured(_inputs("memory", case, point, context, 0), measure)
+        found[task, point] = place.measured(
+            _inputs("memory", case, point, context, 0), measure, _what("memory", task, point)
+        )
     place.on_stage("memory", len(wanted), len(wanted))
     return found
 
@@ -277,7 +283,8 @@ def _times(
             place.on_stage("time", done, repeats * len(wanted))
             case = wanted[task, point]
             measure = partial(clock.time, case, point)
-            found[task, point].append(place.measured(_inputs("time", case, point, context, repeat), measure))
+            inputs = _inputs("time", case, point, context, repeat)
+            found[task, point].append(place.measured(inputs, measure, _what("time", task, point)))
             done += 1
     place.on_stage("time", done, done)
     return found

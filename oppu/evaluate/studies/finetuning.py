@@ -173,7 +173,7 @@ def _full_way(
         "versions": versions(),
     }
     measure = partial(_train_and_ask, probe, f"{name}, {prompt}", setting, config, learnt, asked)
-    found = trial.place.measured(inputs, measure)
+    found = trial.place.measured(inputs, measure, f"{name}, {prompt}: answers")
     answers = tuple(Answer(**{**each, "labels": tuple(each["labels"])}) for each in found["answers"])
     return _Way(name, prompt, answers, found["seconds"], found["parameters"])
 

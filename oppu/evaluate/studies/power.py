@@ -7,6 +7,7 @@ The paper has no such study: it gives no intervals and no tests. How power is co
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from oppu.evaluate.metrics import primary_metric
 from oppu.evaluate.power import ALPHA, DIFFERENCES, SAMPLES, Spread, gains_by_user, power_of, spread_of, users_needed
 from oppu.evaluate.reports.panels import Panel, Series, lines_of
 from oppu.evaluate.reports.summary import TITLES, number, signed
-from oppu.evaluate.results import Cell
+from oppu.evaluate.results import Cell, predictions_file
 from oppu.evaluate.runs import read_run
 from oppu.evaluate.significance import POWER
 from oppu.evaluate.study import Column, Outcome, Study, Table, Value, Workplace, option
@@ -76,7 +77,10 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
     read = read_run(settings.run, settings.task)
     task, cells = read.task, read.cells
     metric = settings.metric or primary_metric(task)
-    every = [_pair(settings, task, a, b, metric) for a, b in _pairs(settings, task, cells)]
+    compared = _pairs(settings, task, cells)
+    for cell in chain(*compared):
+        place.uses(settings.run / predictions_file(cell), cell.name)
+    every = [_pair(settings, task, a, b, metric) for a, b in compared]
     pairs = [pair for pair in every if pair.spread.varies]
     if not pairs:
         raise DataError(["the methods answered alike everywhere"], where=str(settings.run), fix="use a larger run")
