@@ -129,7 +129,7 @@ def _log_probs(trial: Trial, settings: Settings, ran: Ran, method: str) -> dict[
             return {"scores": score_users(loaded, plan, users, store if is_personal(method) else None, trial.profiles)}
 
     inputs = {"what": "log-probabilities", "cell": cell.fingerprint, "method": cell.name, "versions": versions()}
-    found: dict[str, list[float]] = trial.place.measured(inputs, measure)["scores"]
+    found: dict[str, list[float]] = trial.place.measured(inputs, measure, f"{cell.name}: log-probabilities")["scores"]
     return found
 
 

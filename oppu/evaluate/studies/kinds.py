@@ -141,7 +141,9 @@ def _parameters_of_base(trial: Trial, place: Workplace) -> int:
 
     adapted = trial.adapted(PLAIN)
     inputs = {"what": "parameters", "base": adapted.fingerprint, "versions": versions()}
-    counted = place.measured(inputs, lambda: {"parameters": load_base(adapted.name).model.num_parameters()})
+    counted = place.measured(
+        inputs, lambda: {"parameters": load_base(adapted.name).model.num_parameters()}, "base: parameters"
+    )
     return int(counted["parameters"])
 
 

@@ -128,7 +128,8 @@ def _relevance(trial: Trial, settings: Settings) -> tuple[Relevance, str]:
             embed = embed if embed is not None else load_embedder(name, find_device(settings.device))
             return {"relevance": relevance_of(trial.task, user, embed)}
 
-        found[user.id] = trial.place.measured(inputs | {"texts": _digest(trial.task, user)}, measure)["relevance"]
+        measured = trial.place.measured(inputs | {"texts": _digest(trial.task, user)}, measure, "relevance")
+        found[user.id] = measured["relevance"]
     return found, name
 
 
