@@ -26,6 +26,7 @@ from oppu.evaluate.circumstances import machine, versions
 from oppu.evaluate.reports.latex import long_table
 from oppu.evaluate.reports.page import fill_page, flatten, relative, source_links
 from oppu.evaluate.reports.panels import Panel, figure_svg, panel_svg
+from oppu.evaluate.under_way import FOLDER as UNDER_WAY
 from oppu.store.files import make_folders, os_errors, write_atomically
 
 Value = str | int | float | None
@@ -197,6 +198,7 @@ def run_study(
     write_atomically(out / f"{study.name}.tex", study_tex(study.title, outcome.facts, outcome.table).encode())
     write_atomically(out / f"{study.name}.svg", figure_svg(study.name, outcome.panels).encode())
     write_atomically(out / "report.html", _page(study, outcome, command, config, place).encode())
+    shutil.rmtree(out / UNDER_WAY, ignore_errors=True)
     return outcome
 
 
@@ -247,7 +249,7 @@ def _prepare(study: Study, out: Path, fresh: bool) -> None:
                 f"holds something else than the study '{study.name}'", where=str(out), fix="use another --out"
             )
         if fresh:
-            for part in (_KEPT, RUNS, STORE):
+            for part in (_KEPT, RUNS, STORE, UNDER_WAY):
                 shutil.rmtree(out / part, ignore_errors=True)
             for file in files:
                 file.unlink(missing_ok=True)

@@ -7,14 +7,16 @@ asked gives lessons instead; what comes of them is kept in the study's folder.
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from oppu import __version__
 from oppu.errors import ModelError
 from oppu.evaluate.circumstances import versions
 from oppu.evaluate.lab.answers import Answer, ask
+from oppu.evaluate.lab.kept import Kept
 from oppu.evaluate.lab.trial import AdaptedBase, Trial
 from oppu.records import Example
 from oppu.tasks import Task
@@ -22,8 +24,9 @@ from oppu.tasks import Task
 if TYPE_CHECKING:
     from oppu.examples import Setting
     from oppu.model.base import Base
+    from oppu.model.checkpoint import Checkpoint
     from oppu.model.module import Module
-    from oppu.train import TrainConfig
+    from oppu.train import Machine, TrainConfig
 
 _TOGETHER = 16
 """Lessons that are measured, and kept, at a time."""
@@ -56,6 +59,8 @@ class Probe:
     """Answers lessons on the adapted bases of a trial; holds one base, and the modules of the last lessons."""
 
     trial: Trial
+    machine: "Machine | None" = None
+    """None: as `train` takes it."""
     _loaded: "tuple[AdaptedBase, Base] | None" = None
     _modules: "dict[str, Module]" = field(default_factory=dict)
 
@@ -92,7 +97,7 @@ class Probe:
                 "write": write,
                 "versions": versions(),
             }
-            measure = partial(self._measure, name, task, adapted, config, group, write)
+            measure = partial(self._measure, name, task, adapted, config, group, write, json.dumps(inputs))
             found = self.trial.place.measured(inputs, measure, f"{name}: answers")
             listed += [Answer(**{**each, "labels": tuple(each["labels"])}) for each in found["answers"]]
             seconds += found["seconds"]
@@ -125,14 +130,13 @@ class Probe:
         config: "TrainConfig",
         lessons: Sequence[Lesson],
         write: bool,
+        of: str,
     ) -> Mapping[str, Any]:
         from oppu.model.bank import Bank
         from oppu.predict import Question
 
         base = self.base(adapted)
-        started = time.perf_counter()
-        modules = self._trained(name, base, config, lessons)
-        seconds = time.perf_counter() - started
+        modules, seconds = self._trained(name, base, config, lessons, of)
         bank = Bank(base.model, config.module_for(base), len(lessons))
         for slot, module in enumerate(modules):
             if module is not None:
@@ -162,38 +166,54 @@ class Probe:
         return {"answers": [asdict(answer) for answer in found], "seconds": seconds}
 
     def _trained(
-        self, name: str, base: "Base", config: "TrainConfig", lessons: Sequence[Lesson]
-    ) -> "list[Module | None]":
-        """A module for each lesson that teaches something; those of the last lessons are not trained again."""
+        self, name: str, base: "Base", config: "TrainConfig", lessons: Sequence[Lesson], of: str
+    ) -> "tuple[list[Module | None], float]":
+        """A module for each lesson that teaches something, and the seconds that it took, in all runs.
+
+        Those of the last lessons are not trained again; those of an interrupted run are gone on with. `of`: the
+        measurement that wants them.
+        """
         from oppu.model.engine import Progress
         from oppu.model.tokens import encode
         from oppu.train import Job, train
 
-        training = json.dumps([base.fingerprint, asdict(config)])
+        started, kept = time.perf_counter(), Kept(self.trial.place.out)
+        earlier = kept.seconds(of)
+        training = json.dumps([__version__, base.fingerprint, asdict(config)])
         keys = [f"{training} {lesson.name} {fingerprint(lesson.learnt)}" for lesson in lessons]
+        kept.forget_others(keys)
+        known = dict(zip((lesson.name for lesson in lessons), keys, strict=True))
+        found = {key: self._modules.get(key) or kept.module(key) for key in keys}
+        self._modules = {key: module for key, module in found.items() if module is not None}
         limit = min(config.max_tokens, base.max_tokens)
         jobs = [
-            Job(lesson.name, tuple(encode(base.tokenizer, lesson.learnt, limit)))
+            Job(lesson.name, tuple(encode(base.tokenizer, lesson.learnt, limit)), begun=kept.begun(key))
             for lesson, key in zip(lessons, keys, strict=True)
             if lesson.learnt and key not in self._modules
         ]
-        done, total = 0, sum(len(job.examples) for job in jobs) * config.epochs
+        total = sum(len(job.examples) for job in jobs) * config.epochs
+        done = 0
+
+        def keep(under_way: "Iterator[tuple[str, Checkpoint]]") -> None:
+            for learner, checkpoint in under_way:
+                kept.put_checkpoint(known[learner], checkpoint)
+            kept.put_seconds(of, earlier + time.perf_counter() - started)
 
         def count(news: Progress) -> None:
             nonlocal done
             done += news.examples
             self.trial.place.on_stage(f"{name}: training", done, total)
 
-        known = dict(zip((lesson.name for lesson in lessons), keys, strict=True))
-        kept = {key: self._modules[key] for key in keys if key in self._modules}
-        for trained in train(base, jobs, config, on_progress=count) if jobs else ():
+        for trained in train(base, jobs, config, self.machine, count, keep) if jobs else ():
             if not all(bool(tensor.isfinite().all()) for tensor in trained.module.tensors.values()):
                 raise ModelError(
                     f"user {trained.user_id}: the training diverged", where=name, fix="lower the learning rate"
                 )
-            kept[known[trained.user_id]] = trained.module
-        self._modules = kept
-        return [kept[key] if lesson.learnt else None for lesson, key in zip(lessons, keys, strict=True)]
+            self._modules[known[trained.user_id]] = trained.module
+            kept.put_module(known[trained.user_id], trained.module)
+            kept.put_seconds(of, earlier + time.perf_counter() - started)
+        modules = [self._modules[key] if lesson.learnt else None for lesson, key in zip(lessons, keys, strict=True)]
+        return modules, earlier + time.perf_counter() - started
 
 
 def fingerprint(examples: Sequence[Example]) -> str:

@@ -1,0 +1,141 @@
+"""Lessons that are interrupted go on where they stood: modules, answers, and seconds."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from interruptions import Interrupted
+from shell import done
+from toys import tiny_base_folder
+
+from oppu.data.sample import sample_tasks
+from oppu.evaluate.lab.kept import Kept
+from oppu.evaluate.lab.probe import Answers, Lesson, Probe
+from oppu.evaluate.lab.trial import TrainingSettings, Trial, open_trial
+from oppu.evaluate.study import Workplace
+from oppu.examples import PLAIN, query_examples, training_examples
+from oppu.model.module import Module
+from oppu.train import Machine
+
+ITEMS = 6
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_base_folder(tmp_path_factory.mktemp("probe") / "tiny")
+
+
+@dataclass
+class Steps:
+    """Tells how many examples were trained, and ends a run when it has seen enough."""
+
+    limit: int | None = None
+    seen: int = 0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage.endswith(": training"):
+            self.seen += 1
+        wanted = "answers" if self.limit == 0 else "training"
+        if self.limit is not None and stage.endswith(f": {wanted}") and self.seen > self.limit:
+            raise Interrupted
+
+
+def trial_in(tiny: Path, out: Path, steps: Callable[[str, int, int], None]) -> Trial:
+    sample = sample_tasks()[0]
+    settings = TrainingSettings(
+        task=str(sample.task), data=sample.data, base=str(tiny), users=2, adapt=False, epochs=2, batch_size=1, rank=2
+    )
+    return open_trial(settings, Workplace(out, steps))
+
+
+def asked(tiny: Path, out: Path, limit: int | None = None, *, newest: int = ITEMS) -> tuple[Answers, Probe, int]:
+    """Two users' lessons, one after the other: answers, what answered, and how many steps were taken."""
+    steps = Steps(limit)
+    trial = trial_in(tiny, out, steps)
+    task, users = trial.task, trial.dataset.users
+    lessons = [
+        Lesson(u.id, tuple(training_examples(task, u, newest=newest)), tuple(query_examples(task, u))) for u in users
+    ]
+    probe = Probe(trial, Machine(1, checkpoint_s=0))
+    return probe.answers("modules", lessons, PLAIN), probe, steps.seen
+
+
+def same_modules(a: Probe, b: Probe) -> bool:
+    assert a._modules.keys() == b._modules.keys()
+    return all(
+        torch.equal(tensor, b._modules[key].tensors[name])
+        for key, each in a._modules.items()
+        for name, tensor in each.tensors.items()
+    )
+
+
+@pytest.mark.parametrize("limit", [5, 12, 17, 0])
+def test_interrupted_lessons_go_on_to_the_last_bit(tiny: Path, tmp_path: Path, limit: int) -> None:
+    """In the first user, between both, in the second, and in the answers."""
+    expected, undisturbed, steps = asked(tiny, tmp_path / "undisturbed")
+    assert steps == 4 * ITEMS
+    with pytest.raises(Interrupted):
+        asked(tiny, tmp_path / "out", limit)
+    found, probe, left = asked(tiny, tmp_path / "out")
+    assert left == (4 * ITEMS - limit if limit else 0)
+    assert found.listed == expected.listed
+    assert same_modules(probe, undisturbed)
+
+
+def test_other_lessons_begin_anew_and_nothing_of_the_former_stays(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        asked(tiny, tmp_path, 17)
+    before = {folder.name for folder in (tmp_path / "under-way").glob("*/")}
+    assert asked(tiny, tmp_path, newest=ITEMS - 1)[2] == 4 * (ITEMS - 1)
+    assert not before & {folder.name for folder in (tmp_path / "under-way").glob("*/")}
+
+
+def test_seconds_are_those_of_all_runs_and_of_one_measurement_alone(tmp_path: Path) -> None:
+    kept = Kept(tmp_path)
+    assert kept.seconds("one") == 0
+    kept.put_seconds("one", 12.5)
+    assert (kept.seconds("one"), kept.seconds("other")) == (12.5, 0)
+
+
+@pytest.mark.parametrize(("name", "words"), [("checkpoint.safetensors", "the checkpoint cannot be used"),
+                                             ("adapter_model.safetensors", "the module cannot be used")])  # fmt: skip
+def test_what_is_damaged_is_said_and_trained_again(
+    tiny: Path, tmp_path: Path, name: str, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = asked(tiny, tmp_path / "undisturbed")[0]
+    with pytest.raises(Interrupted):
+        asked(tiny, tmp_path / "out", 17)
+    (file,) = (tmp_path / "out" / "under-way").glob(f"*/{name}")
+    file.write_bytes(file.read_bytes()[:-20])
+    with caplog.at_level(logging.WARNING, "oppu.evaluate"):
+        found, _, left = asked(tiny, tmp_path / "out")
+    assert words in caplog.text
+    assert left == (2 * ITEMS if name.startswith("checkpoint") else 2 * ITEMS + 2 * ITEMS - 5)
+    assert found.listed == expected.listed
+
+
+def test_where_nothing_can_be_kept_the_study_goes_on(
+    tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tmp_path.joinpath("under-way").write_text("in the way")
+    with caplog.at_level(logging.WARNING, "oppu.evaluate"):
+        assert asked(tiny, tmp_path)[2] == 4 * ITEMS
+    assert "what is under way cannot be kept; the study goes on" in caplog.text
+
+
+def test_a_finished_study_leaves_nothing_under_way(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Path] = []
+    put = Kept.put_module
+
+    def watched(self: Kept, key: str, trained: Module) -> None:
+        put(self, key, trained)
+        kept.extend((tmp_path / "out" / "under-way").glob("*/adapter_model.safetensors"))
+
+    monkeypatch.setattr(Kept, "put_module", watched)
+    given = ("--no-adapt", "--epochs", "1", "--users", "3", "--newest", "2", "--sizes", "2")
+    done("study", "users", "--base", tiny, "--out", tmp_path / "out", *given)
+    assert kept
+    assert not (tmp_path / "out" / "under-way").exists()
