@@ -1,7 +1,7 @@
 """Profiles from histories into the store and into prompts: nothing later than the prompt, and nothing made twice."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -159,13 +159,52 @@ def test_profiles_are_kept_with_their_items_and_made_again_only_where_something_
     assert store.ways_of_profiles(ASKED.name) == ("model:parrot",)
 
 
-@pytest.mark.parametrize("together", [1, 2, 9])
+@pytest.mark.parametrize("together", [1, 4, 9])
 def test_a_user_for_whom_the_model_fails_is_named_and_the_others_go_on(folder_store: Store, together: int) -> None:
     users = [marked_user(name, ASKED, (0.0, 1.0)) for name in ("ann", "bob", "cid")]
     results = list(describe(folder_store, ASKED, users, Parrot(refuses="bobx1x", together=together)))
     assert [result.status for result in results] == ["made", "failed", "made"]
     assert results[1] == Described("bob", "failed", "user bob: parrot: it would not")
     assert [record.user_id for record in folder_store.profiles(ASKED.name)] == ["ann", "cid"]
+
+
+@dataclass
+class Slow(Parrot):
+    """Answers at once 16 requests of together 800 tokens, and is interrupted at its third call."""
+
+    calls: list[int] = field(default_factory=list)
+
+    def at_once(self, tokens: int) -> int:
+        return max(1, min(16, 800 // tokens))
+
+    def write(self, requests: Sequence[str]) -> list[str]:
+        if len(self.calls) == 2:
+            raise KeyboardInterrupt
+        self.calls.append(len(requests))
+        return super().write(requests)
+
+
+@pytest.mark.parametrize(
+    ("items", "calls", "kept"), [(4, [16, 16], 8), (40, [4, 4], 2)], ids=["short histories", "long ones"]
+)
+def test_an_interruption_loses_the_users_of_one_batch(
+    folder_store: Store, items: int, calls: list[int], kept: int
+) -> None:
+    users = [colour_user(f"u{n}", items) for n in range(9)]
+    writer = Slow()
+    with pytest.raises(KeyboardInterrupt):
+        list(describe(folder_store, ASKED, users, writer))
+    assert writer.calls == calls
+    assert [record.user_id for record in folder_store.profiles(ASKED.name)] == [f"u{n}" for n in range(kept)]
+
+
+def test_a_batch_is_filled_past_users_of_whom_there_is_nothing_to_ask(folder_store: Store) -> None:
+    users = [colour_user(f"u{n}", 4) for n in range(8)]
+    list(describe(folder_store, ASKED, users[:3], Parrot()))
+    writer = Slow()
+    found = [each.status for each in describe(folder_store, ASKED, [colour_user("new", 0), *users], writer)]
+    assert found == ["no history", *["kept"] * 3, *["made"] * 5]
+    assert writer.calls == [16, 4]
 
 
 def test_a_user_without_items_or_without_anything_to_count_is_named(folder_store: Store) -> None:
@@ -251,18 +290,20 @@ def test_a_base_writes_profiles_of_histories_longer_than_itself(folder_store: St
     assert all(0 < writer.tokens(profile.text) <= 20 for profile in record.profiles)
 
 
-def test_users_that_are_asked_for_together_have_the_profiles_that_each_has_alone(tmp_path: Path) -> None:
+def test_users_that_are_asked_for_together_have_the_profiles_that_each_has_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     users = [colour_user(name, items) for name, items in (("ann", 60), ("bob", 5), ("cid", 0), ("dan", 9))]
     found = {}
-    for together in (1, 3):
+    for together in (1, 99):
         writer = LocalWriter(chatting_base(), 20)
-        writer.together = together
+        monkeypatch.setattr(writer, "at_once", lambda tokens, together=together: together)
         with Store(tmp_path / str(together)) as store:
             found[together] = [
                 [result.status for result in describe(store, ASKED, users, writer)],
                 [(record.user_id, record.profiles) for record in store.profiles(ASKED.name)],
             ]
-    assert found[1] == found[3]
+    assert found[1] == found[99]
     assert found[1][0] == ["made", "made", "no history", "made"]
 
 

@@ -51,13 +51,16 @@ class Echo:
 
     answer_tokens: int = 400
     context: int = 100_000
-    together: int = 3
+    together: int = 9
     fingerprint: str = "echo"
     made: str = "model:echo"
     asked: list[str] = field(default_factory=list)
 
     def tokens(self, text: str) -> int:
         return len(text.split())
+
+    def at_once(self, tokens: int) -> int:
+        return self.together
 
     def write(self, requests: Sequence[str]) -> list[str]:
         self.asked += requests

@@ -32,6 +32,9 @@ class Parrot:
     def tokens(self, text: str) -> int:
         return len(text.split())
 
+    def at_once(self, tokens: int) -> int:
+        return self.together
+
     def write(self, requests: Sequence[str]) -> list[str]:
         for request in requests:
             assert self.tokens(request) + self.answer_tokens <= self.context

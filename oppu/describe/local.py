@@ -10,17 +10,14 @@ from oppu.model.base import Base
 from oppu.model.decode import Prompt
 from oppu.predict import continue_prompts
 
-_BATCH_TOKENS = 16_384
-"""Tokens of requests that are under way together."""
+_BATCH, _BATCH_TOKENS = 16, 16_384
+"""Requests, and their tokens, that are under way together."""
 _SEAMS = 8
 """Tokens that there may be more where template, request and lines meet than in each by itself."""
 
 
 class LocalWriter:
     """A loaded base as a `Writer`. One without a chat template gets the request as it is."""
-
-    together = 4
-    """As many as fill a batch, with the usual number of profiles of each."""
 
     def __init__(self, base: Base, answer_tokens: int = ANSWER_TOKENS, context: int | None = None) -> None:
         """`context`: at most so many tokens for a request and its answer; None: as many as the base takes."""
@@ -43,6 +40,10 @@ class LocalWriter:
         """By the base's tokenizer."""
         return len(self._base.tokenizer(text, add_special_tokens=False).input_ids)
 
+    def at_once(self, tokens: int) -> int:
+        """As many as fill a batch."""
+        return max(1, min(_BATCH, _BATCH_TOKENS // max(1, tokens)))
+
     def write(self, requests: Sequence[str]) -> list[str]:
         """See `Writer`; what the requests have in common at their beginning is computed once."""
         encoded = [self._encoded(request) for request in requests]
@@ -54,7 +55,7 @@ class LocalWriter:
             self._base,
             [Prompt(key, -1, tokens) for key, tokens in enumerate(encoded)],
             self._is_finished,
-            batch_size=max(1, min(16, _BATCH_TOKENS // max(1, longest))),
+            batch_size=self.at_once(longest),
         )
         return [str(self._base.tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in written]
 

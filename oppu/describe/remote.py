@@ -27,9 +27,6 @@ _GO_ON = "the profiles that were made are kept, and the same command goes on fro
 class RemoteWriter:
     """A model behind a URL as a `Writer`. Close it, or use it in a `with` statement."""
 
-    together = 1
-    """A refused request then costs its own user's alone."""
-
     def __init__(
         self,
         url: str,
@@ -70,6 +67,10 @@ class RemoteWriter:
     def tokens(self, text: str) -> int:
         """An estimate, rather too high."""
         return -(-len(text.encode("utf-8", "replace")) // _BYTES_PER_TOKEN)
+
+    def at_once(self, tokens: int) -> int:
+        """One user's, of however many requests: a refused one then costs its own user's alone."""
+        return 1
 
     def write(self, requests: Sequence[str]) -> list[str]:
         """See `Writer`. ConfigError or OppuError where no request would be answered."""

@@ -1,7 +1,7 @@
 """Users -> profiles in the store. What was made from the same items in the same way is not made again.
 
-Profiles are committed a few users at a time (counted ones some hundred), so an interrupted run goes on where it
-stopped.
+Counted profiles are committed some hundred users at a time, a model's those of as many users as it answers at once, or
+of one with a long history. So much is lost where a run is interrupted; the rest is kept.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
-from oppu.describe.writer import Writer, write_profiles
+from oppu.describe.writer import Writer, first_requests, write_profiles
 from oppu.errors import ModelError
 from oppu.profiles.count import check_countable, counted_profiles
 from oppu.profiles.request import check_askable
@@ -56,7 +56,7 @@ def describe(
     made = COUNT if writer is None else writer.made
     how = _how(task, writer, steps)
     remaining = iter(users)
-    while group := list(islice(remaining, _COUNTED_TOGETHER if writer is None else writer.together)):
+    while group := list(islice(remaining, _COUNTED_TOGETHER if writer is None else writer.at_once(1))):
         kept = {record.user_id: record for record in store.profiles(task.name, made, [user.id for user in group])}
         histories = {user.id: in_order(user.history) for user in group}
         digests = {user_id: items_digest(ordered) for user_id, ordered in histories.items() if ordered}
@@ -66,20 +66,51 @@ def describe(
             if (record.how, record.items_digest) == (how, digests.get(user_id))
         }
         new = {user_id: histories[user_id] for user_id in digests if user_id not in old}
-        made_now, failed = _made(task, new, writer, steps)
-        store.put_profiles(
-            [
-                ProfileRecord(
-                    user_id, task.name, made, how, digests[user_id], tuple(item.id for item in new[user_id]), profiles
-                )
-                for user_id, profiles in made_now.items()
-            ]
-        )
-        for user in group:
-            if user.id in failed:
-                yield Described(user.id, "failed", f"user {user.id}: {failed[user.id]}")
-            else:
-                yield Described(user.id, "made" if user.id in new else "kept" if user.id in old else "no history")
+        for portion in _portions(task, [user.id for user in group], new, writer, steps):
+            asked = {user_id: new[user_id] for user_id in portion if user_id in new}
+            made_now, failed = _made(task, asked, writer, steps)
+            store.put_profiles(
+                [
+                    ProfileRecord(
+                        user_id, task.name, made, how, digests[user_id], tuple(item.id for item in new[user_id]), each
+                    )
+                    for user_id, each in made_now.items()
+                ]
+            )
+            for user_id in portion:
+                if user_id in failed:
+                    yield Described(user_id, "failed", f"user {user_id}: {failed[user_id]}")
+                else:
+                    yield Described(user_id, "made" if user_id in new else "kept" if user_id in old else "no history")
+
+
+def _portions(
+    task: Task,
+    user_ids: Sequence[str],
+    histories: Mapping[str, Sequence[HistoryItem]],
+    writer: Writer | None,
+    steps: int,
+) -> Iterator[list[str]]:
+    """The users in order, in portions whose requests the writer answers at once; one who asks for more is alone."""
+    if writer is None:
+        yield list(user_ids)
+        return
+    portion: list[str] = []
+    asked: list[int] = []
+    for user_id in user_ids:
+        own = _request_tokens(task, histories[user_id], writer, steps) if user_id in histories else []
+        together = [*asked, *own]
+        if asked and own and len(together) > writer.at_once(max(together)):
+            yield portion
+            portion, together = [], own
+        portion.append(user_id)
+        asked = together
+    if portion:
+        yield portion
+
+
+def _request_tokens(task: Task, ordered: Sequence[HistoryItem], writer: Writer, steps: int) -> list[int]:
+    return [writer.tokens(each) for each in first_requests(task, ordered, cuts(len(ordered), steps), writer)]
 
 
 def _made(

@@ -24,8 +24,6 @@ class Writer(Protocol):
     """Length limit of an answer."""
     context: int
     """Tokens that a request and its answer may have together."""
-    together: int
-    """Of how many users requests are best put at once."""
 
     @property
     def made(self) -> str:
@@ -37,6 +35,9 @@ class Writer(Protocol):
 
     def tokens(self, text: str) -> int:
         """How many tokens a text takes, or somewhat more."""
+
+    def at_once(self, tokens: int) -> int:
+        """How many requests are answered at once, the longest of so many tokens."""
 
     def write(self, requests: Sequence[str]) -> list[str]:
         """An answer to each request, in order; ModelError where one cannot be had and others could."""
@@ -70,6 +71,16 @@ def write_profiles(
             else:  # two of them fit into one request, so each round has at most half as many
                 waiting[key] = [cut_to(written[request], writer.answer_tokens + 1, tokens) for request in asked]
     return [[found[place, size] for size in sizes] for place, (_, sizes) in enumerate(histories)]
+
+
+def first_requests(task: Task, ordered: Sequence[HistoryItem], sizes: Sequence[int], writer: Writer) -> list[str]:
+    """What `write_profiles` asks first for one history."""
+    tokens = cache(writer.tokens)
+    room = _room(task, writer)
+    lines = history_lines(task, ordered)
+    return list(
+        dict.fromkeys(profile_request(task, part) for size in sizes for part in parts(lines[:size], room, tokens))
+    )
 
 
 def _room(task: Task, writer: Writer) -> int:
