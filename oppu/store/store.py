@@ -158,7 +158,8 @@ class Store:
     def put_modules(self, new: Sequence[NewModule]) -> tuple[ModuleRecord, ...]:
         """Keeps many modules, each as the next version of its own, in one transaction: all of them or none.
 
-        Much faster for small modules than one by one: a thousand at a time are a good number.
+        For a bulk import, which is much faster so with small modules; a thousand at a time are a good number. Training
+        commits each user by itself.
         """
         return modules.put_modules(self._database, self._place, new)
 
