@@ -118,12 +118,15 @@ def test_a_new_retriever_is_one_new_file_in_the_package(tickets: Path) -> None:
     script = f"from oppu.cli import app\nfor command in {commands}:\n    app(command, standalone_mode=False)"
     ran = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    trained, answer = ran.stdout.splitlines()
+    trained, answer, *_ = ran.stdout.splitlines()
     assert trained.startswith("2 trained; ")
     assert answer in find_task("tickets.toml").labels
+    with Store(tickets / "runs" / "out" / "overlap" / "store") as store:
+        assert {record.setting for record in store.modules()} == {"overlap-k2", "plain"}
     with Store(tickets / "my-store") as store:
         assert [record.setting for record in store.modules()] == ["overlap-k2"] * 2
-    assert "unknown retriever 'overlap'; use one of: bm25, random, recent" in refused(*commands[0])
+    for command in (commands[0], commands[2]):
+        assert "unknown retriever 'overlap'; use one of: bm25, random, recent" in refused(*command)
 
 
 def test_a_retriever_of_a_program_of_ones_own_finds_what_it_says(

@@ -14,7 +14,7 @@ from toys import COLOUR, FAST, colour_user, tiny_base_folder, write_release
 from oppu.data import read_dataset
 from oppu.errors import ConfigError, DataError, StoreError
 from oppu.evaluate import experiment as module
-from oppu.evaluate.design import Experiment, method
+from oppu.evaluate.design import Experiment, Method, method
 from oppu.evaluate.experiment import Stage, run
 from oppu.evaluate.results import Cell
 from oppu.examples import PLAIN, Setting
@@ -157,6 +157,37 @@ def test_methods_are_those_of_the_papers_tables() -> None:
         "oppu": (PLAIN, PLAIN, True),
         "oppu+rag": (retrieval, retrieval, True),
     }
+
+
+def test_every_method_that_retrieves_uses_the_retriever_and_no_other_method_knows_of_it() -> None:
+    recent, both = Setting(2, "recent", seed=5), Setting(2, "recent", profile=True, seed=5)
+    expected = {name: method(name, 2, 5) for name in ("base", "oppu", "pag", "oppu+pag")} | {
+        "random": Method(Setting(2, "random", seed=5), recent, False),
+        "rag": Method(recent, recent, False),
+        "oppu+rag": Method(recent, recent, True),
+        "pag+rag": Method(both, both, False),
+        "oppu+pag+rag": Method(both, both, True),
+    }
+    assert {name: method(name, 2, 5, retriever="recent") for name in expected} == expected
+    assert method("pag", 2, 5, 1, "recent").adapted_with == replace(both, k=1)
+
+
+@pytest.mark.usefixtures("no_report")
+def test_with_another_retriever_the_methods_that_it_concerns_are_run_again_and_no_others(
+    out: Path, wanted: Experiment, dataset: Dataset, computed: list[tuple[str, int]]
+) -> None:
+    run(replace(wanted, retriever="recent"), dataset, out)
+    assert computed == [("random", 1), ("rag", 1), ("oppu+rag", 1)]
+    assert results(out)["config"]["retriever"] == "recent"
+    with Store(out / "store", read_only=True) as store:
+        assert {base.name for base in store.bases()} == {"colour-bm25-k1", "colour-plain", "colour-recent-k1"}
+
+
+def test_an_unknown_retriever_costs_nothing(tmp_path: Path, wanted: Experiment, dataset: Dataset) -> None:
+    message = "unknown retriever 'bm52'; use one of: bm25, random, recent"
+    with pytest.raises(ConfigError, match=message):
+        run(replace(wanted, methods=("base",), retriever="bm52"), dataset, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 # going on

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from shell import done, refused
 from toys import tiny_base_folder
-from trials import TINY, sample
+from trials import TINY, ran, rows_of, sample
 
 from oppu.adapt import adapt
 from oppu.errors import ConfigError, DataError
@@ -32,6 +32,7 @@ from oppu.evaluate.study import Workplace
 from oppu.examples import PLAIN
 from oppu.model.kinds import LoraConfig
 from oppu.records import Dataset
+from oppu.store import Store
 from oppu.tasks import task_to_toml
 from oppu.train import train
 
@@ -124,6 +125,41 @@ def test_prompts_with_and_without_retrieval_have_bases_of_their_own(found: Ran) 
     assert names["rag-k1"] == names["oppu+rag-k1"] == "note_filing-bm25-k1"
     assert found.bases["base-k0"].fingerprint != found.bases["rag-k1"].fingerprint
     assert found.stores["oppu-k0"] != found.stores["oppu+rag-k1"]
+
+
+def test_another_retriever_has_a_base_and_modules_of_its_own(
+    found: Ran, settings: TrialSettings, place: Workplace, trained: list[str]
+) -> None:
+    other = open_trial(replace(settings, retriever="recent"), place).run("all", METHODS)
+    assert trained == ["note_filing-recent-k1", "modules"]
+    assert {name: Path(base.name).name for name, base in other.bases.items()} == {
+        "base-k0": "note_filing-plain",
+        "rag-k1": "note_filing-recent-k1",
+        "oppu-k0": "note_filing-plain",
+        "oppu+rag-k1": "note_filing-recent-k1",
+    }
+    assert other.cell("oppu") == found.cell("oppu")
+    with Store(other.stores["oppu+rag-k1"], read_only=True) as store:
+        assert {record.setting for record in store.modules()} == {"recent-k1"}
+
+
+def test_the_case_study_shows_and_scores_what_the_named_retriever_finds(tmp_path: Path) -> None:
+    rows = rows_of(ran("case", tmp_path, "--retriever", "recent"))
+    newest = {user.history[-1].id for user in sample()[1]}
+    assert {row["retrieved"] for row in rows if row["method"] in ("rag", "oppu+rag")} <= newest
+
+
+@pytest.mark.parametrize("name", ["retrieved", "bias", "conflicts", "finetuning"])
+def test_studies_retrieve_with_the_retriever_that_is_named(name: str, tmp_path: Path) -> None:
+    more = {"conflicts": ("--shares", "0.5"), "finetuning": ("--rates", "1e-4"), "retrieved": ("--k", "0,1")}
+    out = ran(name, tmp_path, "--retriever", "recent", *more.get(name, ()))
+    bases = {base.name for base in (out / "store" / "bases").iterdir() if not base.name.startswith(".")}
+    assert bases == {"note_filing-plain", "note_filing-recent-k1"}
+
+
+def test_an_unknown_retriever_is_refused_at_once(settings: TrialSettings, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown retriever 'bm52'; use one of: bm25, random, recent"):
+        open_trial(replace(settings, retriever="bm52"), Workplace(tmp_path))
 
 
 def test_what_is_finished_is_not_computed_again(

@@ -24,6 +24,7 @@ from oppu.cli.options import (
     Profiles,
     Quantize,
     Rank,
+    RetrieverName,
     Seed,
     Slots,
     Targets,
@@ -77,6 +78,7 @@ def experiment(
         str | None,
         typer.Option("--k", help="Numbers of retrieved items, separated by commas. [default: 1; with all Table 1's]"),
     ] = None,
+    retriever: RetrieverName = "bm25",
     users: Annotated[
         int | None, typer.Option("--users", min=1, help="The users with the longest histories. [default: all]")
     ] = None,
@@ -202,6 +204,7 @@ def experiment(
             dtype=dtype,
             quantize=quantize,
             adapt_k=adapt_k,
+            retriever=retriever,
         )
         runs.append((each, wanted, *inputs[each.task.name]))
     for each, wanted, dataset, given in runs:

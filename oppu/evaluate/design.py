@@ -28,14 +28,17 @@ class Method:
     personal: bool
 
 
-def method(name: str, k: int, seed: int, adapt_k: int | None = None) -> Method:
-    """A method of the paper's tables by its name; ConfigError for an unknown one. `adapt_k`: see `Experiment`."""
-    retrieval = Setting(k=k, seed=seed)
-    profile, both = Setting(profile=True, seed=seed), Setting(k=k, profile=True, seed=seed)
+def method(name: str, k: int, seed: int, adapt_k: int | None = None, retriever: str = "bm25") -> Method:
+    """A method of the paper's tables by its name; `adapt_k`, `retriever`: see `Experiment`.
+
+    ConfigError for an unknown method or retriever.
+    """
+    retrieval = Setting(k=k, retriever=retriever, seed=seed)
+    profile, both = Setting(profile=True, seed=seed), Setting(k=k, retriever=retriever, profile=True, seed=seed)
     for_retrieval, for_profile, for_both = retrieval, profile, both
     if adapt_k is not None:  # Theta^(R) and Theta^(P), one of each
         for_retrieval = replace(retrieval, k=adapt_k) if k > 0 else retrieval
-        for_profile = for_both = Setting(k=adapt_k, profile=True, seed=seed)
+        for_profile = for_both = replace(both, k=adapt_k)
     methods = {
         "base": Method(PLAIN, PLAIN, False),
         "random": Method(Setting(k=k, retriever="random", seed=seed), for_retrieval, False),
@@ -78,6 +81,8 @@ class Experiment:
     adapt_k: int | None = None
     """Retrieved items in the prompts of the one retrieval base and the one profile base (section 2.2); None: a method's
     base was adapted with the prompts that the method shows, a base for each k, as in the published code."""
+    retriever: str = "bm25"
+    """Of every method with retrieved items; `random` draws them, and stands on the others' base."""
 
     @property
     def is_table_1(self) -> bool:
@@ -86,7 +91,7 @@ class Experiment:
 
     def method_of(self, name: str, k: int) -> Method:
         """One of its methods."""
-        return method(name, k, self.seed, self.adapt_k)
+        return method(name, k, self.seed, self.adapt_k, self.retriever)
 
     def columns(self) -> list[tuple[str, int]]:
         """(method, k) of each row of the table; methods without retrieval have k = 0."""
@@ -95,7 +100,7 @@ class Experiment:
         listed: list[tuple[str, int]] = []
         for name in self.methods:
             for k in self.k:
-                column = (name, method(name, k, self.seed).setting.k)
+                column = (name, self.method_of(name, k).setting.k)
                 if column not in listed:
                     listed.append(column)
         return listed
@@ -118,7 +123,7 @@ def fingerprint_without(
 ) -> str:
     """See `run_fingerprint`; `without`: parts of the experiment that do not count."""
     config = asdict(replace(experiment, methods=(), k=(), task=None, base=""))  # type: ignore[arg-type]
-    for part in ("adapt_k", *without):  # the methods say the first
+    for part in ("adapt_k", "retriever", *without):  # the methods say these two
         del config[part]
     base = fingerprint_of(experiment.base, experiment.quantize)
     parts = [__version__, base, experiment.task.model_dump_json(), json.dumps(config, sort_keys=True, default=str)]

@@ -39,6 +39,7 @@ class TrainingSettings:
     data: Path | None = option("Folder or file with the users' histories; with --task.", None)
     base_data: Path | None = option("Data whose held-out users adapt the base. [default: --data]", None)
     base: str | None = option("Base model: the embedded one, a folder, or a name on the hub. [default: embedded]", None)
+    retriever: str = option("Retriever, where items are retrieved: bm25, random, recent, or one of your own.", "bm25")
     users: int | None = option("The users with the longest histories.", 4, least=1)
     newest: int | None = option("Train on the newest so many items of a history.", 20, least=1)
     adapt: bool = option("Adapt the base to the task first (section 2.2).", True)
@@ -143,10 +144,11 @@ class Trial:
         from oppu.evaluate.experiment import run
 
         seed, data = self.settings.seed, dataset if dataset is not None else self.dataset
+        retriever = self.settings.retriever
         groups: dict[Setting, tuple[int, list[str]]] = {}
         for items in k:
             for each in methods:
-                asked = groups.setdefault(method(each, items, seed).adapted_with, (items, []))[1]
+                asked = groups.setdefault(method(each, items, seed, retriever=retriever).adapted_with, (items, []))[1]
                 if each not in asked:
                     asked.append(each)
         cells: dict[tuple[str, int], Cell] = {}
@@ -162,6 +164,7 @@ class Trial:
                 personal=personal if personal is not None else self.recipe.personal,
                 newest=self.settings.newest,
                 seed=seed,
+                retriever=retriever,
             )
             key = run_fingerprint(experiment, data.users, data.base_users)[:12]
             out = self.place.out / RUNS / f"{name}-{setting.name}-{key}"
@@ -226,10 +229,12 @@ def open_trial(
     A user without a question is left out: nothing of it could be scored.
     """
     from oppu.data import read_dataset, without_test_questions
+    from oppu.examples import Setting
     from oppu.model.base import family_of
     from oppu.personalize import longest_histories
     from oppu.recipes import recipe_for
 
+    Setting(retriever=settings.retriever)  # an unknown one is refused here, before anything is adapted
     if (settings.task is None) != (settings.data is None):
         given, missing = ("--task", "--data") if settings.data is None else ("--data", "--task")
         raise ConfigError(f"{given} needs {missing}", fix="give both, or neither for the sample data")

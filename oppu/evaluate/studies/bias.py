@@ -113,7 +113,7 @@ def _measured(trial: Trial, settings: Settings) -> tuple[dict[str, Skew], dict[s
     if not skews:
         what = "hold no labels" if trial.task.labels else "are empty"
         raise DataError([f"the histories {what}, so nobody has a usual answer"], fix="use another task")
-    retrieval = Setting(k=settings.k, seed=settings.seed)
+    retrieval = Setting(k=settings.k, retriever=settings.retriever, seed=settings.seed)
     answers: dict[str, tuple[Answer, ...]] = {}
     for setting, without, with_module in ((PLAIN, BASE, OPPU), (retrieval, RAG, BOTH)):
         asked = questions_of(trial.task, users, setting)

@@ -136,7 +136,7 @@ def _log_probs(trial: Trial, settings: Settings, ran: Ran, method: str) -> dict[
 def _setting(method: str, settings: Settings) -> "Setting":
     from oppu.evaluate.design import method as find_method
 
-    return find_method(method, settings.k, settings.seed).setting
+    return find_method(method, settings.k, settings.seed, retriever=settings.retriever).setting
 
 
 def _seen(trial: Trial, settings: Settings, case: _Asked) -> "dict[str, Example]":

@@ -127,7 +127,7 @@ def _measured(trial: Trial, settings: Settings) -> tuple[tuple[Answer, ...], lis
     for conflict in settings.conflicts:
         for share in sorted(settings.shares):
             versions.append((conflict, share, [_contradicted(trial, user, share, conflict) for user in users]))
-    retrieval = Setting(k=settings.k, seed=settings.seed)
+    retrieval = Setting(k=settings.k, retriever=settings.retriever, seed=settings.seed)
     found: dict[tuple[str, float, str], tuple[Answer, ...]] = {}
     base: tuple[Answer, ...] = ()
     for setting, methods in ((PLAIN, ("oppu",)), (retrieval, ("rag", "oppu+rag"))):  # one adapted base after the other

@@ -126,8 +126,9 @@ def _measured(trial: Trial, settings: Settings) -> list[_Way]:
 
     probe, users = Probe(trial), trial.dataset.users
     shared = without_questions_of_others(trial.task, users)
+    retrieval = Setting(k=settings.k, retriever=settings.retriever, seed=settings.seed)
     ways = []
-    for prompt, setting in zip(PROMPTS, (PLAIN, Setting(k=settings.k, seed=settings.seed)), strict=True):
+    for prompt, setting in zip(PROMPTS, (PLAIN, retrieval), strict=True):
         asked = questions_of(trial.task, users, setting)
         learnt = {u.id: tuple(training_examples(trial.task, u, setting, newest=settings.newest)) for u in users}
         lessons = [Lesson(user.id, (), asked[user.id]) for user in users]
