@@ -4,13 +4,19 @@ Three sides, from the same weights, on the same batches of the same examples, ea
 memory is its own; the losses that they see are compared.
 
 - peer: transformers + PEFT tuned fairly: padding to the batch's longest example, fused attention, no gradient
-  checkpointing, and one model for all users whose adapter is set anew.
-- published: the same with what the paper's published code does: gradient checkpointing, padding to a multiple of 8.
+  checkpointing, logits at the columns alone where some example of the batch has its answer (`logits_to_keep`, which
+  transformers' own loss does not do), and one model for all users whose adapter is set anew.
+- published: the same with what the paper's published code does: gradient checkpointing, padding to a multiple of 8,
+  logits of all positions.
 - oppu: all users at once.
 
 Distinct tokens are those of a user's batch with shared beginnings counted once; a LoRA step needs four floating point
-operations for each of them and each parameter that is no embedding. The machine's rate is that of the base's own matrix
-products, forward and backward, in the best of two ways to use the cores, measured in oppu's process.
+operations for each of them and each parameter that is in no embedding and no head. The machine's rate is that of the
+base's own matrix products, forward and backward, in the best of two ways to use the cores, measured in oppu's process.
+
+All sides are on the same device in the same precision: a GPU in bfloat16 where there is one (`--device`, `--dtype`),
+with modules in float32; peak memory is then the device's. `--base random:llama-2-7b` is a model of that shape with
+random weights, since speed needs no trained ones (with the embedded base's tokenizer and vocabulary).
 
 `--batches N` trains at most N batches of each user, drawn from the whole history: a history of 500 items is measured as
 it would go on. `--company 8,64` measures, instead, oppu's time per user with so many users, all of like histories.
@@ -18,9 +24,11 @@ it would go on. `--company 8,64` measures, instead, oppu's time per user with so
     python benchmarks/training.py --tasks movie_tagging --json training.json
     python benchmarks/training.py --tasks all --k 0,1 --newest 1,10,100,500 --batches 2 --published
     python benchmarks/training.py --company 8,64
+    python benchmarks/training.py --base random:llama-2-7b --newest 100 --batches 4 --users 16
 """
 
 import argparse
+import gc
 import itertools
 import json
 import math
@@ -39,13 +47,14 @@ import torch
 from peft import LoraConfig as PeftConfig
 from peft import PeftModel, get_peft_model, set_peft_model_state_dict
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedModel
 from transformers.utils import logging
 
 from oppu.data import read_dataset
 from oppu.examples import Setting, training_examples
 from oppu.model.bank import Bank, user_seed
-from oppu.model.base import Base, load_base
+from oppu.model.base import Base, load_base, make_base
+from oppu.model.devices import AUTO, find_device, find_dtype
 from oppu.model.embedded import EMBEDDED, embedded_folder
 from oppu.model.memory import useful_tokens
 from oppu.model.packing import pack
@@ -75,10 +84,20 @@ class Case:
     """Every user stands so many times, under other names: users of like histories."""
     repeats: int = 1
     """Runs of each side, of which the fastest counts."""
+    device: str = AUTO
+    dtype: str = AUTO
 
+
+RANDOM = {
+    "random:llama-2-7b": (4096, 11008, 32, 32, 32),
+    "random:tiny": (32, 64, 2, 4, 2),  # tries the program out
+}
+"""Bases with random weights: hidden size, inner size, layers, heads, heads of keys and values."""
 
 Losses = dict[str, list[float]]
 """Of each user's steps."""
+LossOf = Callable[[PeftModel, list[Encoded]], torch.Tensor]
+"""The mean loss of a batch's answer tokens."""
 
 
 def jobs_of(case: Case, base: Base) -> list[Job]:
@@ -96,6 +115,45 @@ def jobs_of(case: Case, base: Base) -> list[Job]:
     return jobs
 
 
+def base_of(case: Case) -> Base:
+    """The case's base, for oppu."""
+    if case.base not in RANDOM:
+        return load_base(case.base, device=case.device, dtype=case.dtype)
+    return make_base(case.base, random_model(case), AutoTokenizer.from_pretrained(embedded_folder()))
+
+
+def random_model(case: Case) -> PreTrainedModel:
+    """A Llama of the named shape with weights drawn on the device, the same for all sides."""
+    hidden, inner, layers, heads, groups = RANDOM[case.base]
+    device = find_device(case.device)
+    config = LlamaConfig(
+        vocab_size=AutoTokenizer.from_pretrained(embedded_folder()).vocab_size,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        max_position_embeddings=4096,
+    )
+    torch.manual_seed(0)
+    with device:
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=find_dtype(case.dtype, device))
+    return model.to(device)
+
+
+def peer_model(case: Case, lora: PeftConfig) -> PeftModel:
+    """The case's base for the peers, with transformers' own attention and PEFT's LoRA in float32."""
+    device = find_device(case.device)
+    if case.base in RANDOM:
+        model = random_model(case)
+        model.set_attn_implementation("sdpa")
+    else:
+        folder = embedded_folder() if case.base == EMBEDDED else case.base
+        dtype = find_dtype(case.dtype, device)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa").to(device)
+    return get_peft_model(model, lora)
+
+
 def config_of(case: Case) -> TrainConfig:
     """The base's own settings with the case's batch size and epochs."""
     recipe = recipe_for(case.base, find_task(case.task))
@@ -107,7 +165,7 @@ def run_oppu(case: Case, base: Base, jobs: list[Job]) -> Losses:
     return {done.user_id: list(done.losses) for done in train(base, jobs, config_of(case))}
 
 
-def run_peer(case: Case, jobs: list[Job], model: PeftModel, starts: dict[str, Any], multiple: int) -> Losses:
+def run_peer(case: Case, jobs: list[Job], model: PeftModel, starts: dict[str, Any], loss_of: LossOf) -> Losses:
     """One user after another with transformers, PEFT and torch's AdamW."""
     config = config_of(case)
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -120,13 +178,29 @@ def run_peer(case: Case, jobs: list[Job], model: PeftModel, starts: dict[str, An
         for step, batch in enumerate(batches_of(job, config)):
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * learning_rate_factor(step, total, config.warmup)
-            loss = model(**padded(batch, multiple)).loss
+            loss = loss_of(model, batch)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
             optimizer.step()
             seen.append(loss.item())
     return losses
+
+
+def tuned_loss(model: PeftModel, batch: list[Encoded]) -> torch.Tensor:
+    """With logits where some example has its answer, and nowhere else."""
+    inputs = {name: tensor.to(model.device) for name, tensor in padded(batch).items()}
+    labels = inputs.pop("labels")
+    columns = (labels[:, 1:] != -100).any(0).nonzero()[:, 0]
+    logits = model(**inputs, logits_to_keep=columns).logits
+    return nn.functional.cross_entropy(logits.float().flatten(0, 1), labels[:, columns + 1].flatten())
+
+
+def published_loss(model: PeftModel, batch: list[Encoded]) -> torch.Tensor:
+    """With all logits, as transformers computes a loss, on a width that is a multiple of 8."""
+    inputs = {name: tensor.to(model.device) for name, tensor in padded(batch, 8).items()}
+    loss: torch.Tensor = model(**inputs).loss
+    return loss
 
 
 def padded(batch: list[Encoded], multiple: int = 1) -> dict[str, torch.Tensor]:
@@ -158,14 +232,16 @@ def matrix_rate(base: Base, tokens: int, seconds: float = 2.0) -> float:
 
     @torch.inference_mode()
     def multiply(rows: int) -> float:
-        inputs = {w.shape[1]: torch.randn(rows, w.shape[1]) for w in weights}
-        outputs = {w.shape[0]: torch.randn(rows, w.shape[0]) for w in weights}
+        inputs = {w.shape[1]: torch.randn(rows, w.shape[1]).to(w) for w in weights}
+        outputs = {w.shape[0]: torch.randn(rows, w.shape[0]).to(w) for w in weights}
+        wait(base.device)
         done, started = 0.0, time.perf_counter()
         while time.perf_counter() - started < seconds:
             for weight in weights:
                 inputs[weight.shape[1]] @ weight.T
                 outputs[weight.shape[0]] @ weight
                 done += 4 * rows * weight.numel()
+            wait(base.device)
         return done / (time.perf_counter() - started) / 1e9
 
     multiply(tokens)
@@ -179,18 +255,20 @@ def matrix_rate(base: Base, tokens: int, seconds: float = 2.0) -> float:
 def measure(side: str, case: Case) -> dict[str, Any]:
     """One side's figures, in this process."""
     logging.disable_progress_bar()
-    base = load_base(case.base)
+    base = base_of(case)
+    device = base.device
     jobs = jobs_of(case, base)
     examples = case.epochs * sum(len(job.examples) for job in jobs)
     tokens = case.epochs * sum(len(e.tokens) for job in jobs for e in job.examples)
     distinct = distinct_tokens(jobs, config_of(case))
-    parameters = sum(p.numel() for name, p in base.model.named_parameters() if "embed" not in name)
+    sizes = {name: p.numel() for name, p in base.model.named_parameters()}
+    parameters = sum(size for name, size in sizes.items() if "embed" not in name and "lm_head" not in name)
     more: dict[str, float] = {}
     if side == "oppu":
         run_oppu(replace(case, epochs=1), base, [Job("warm-up", jobs[0].examples[: case.batch_size])])
-        losses, seconds = best_of(case.repeats, lambda: run_oppu(case, base, jobs))
-        memory = peak_memory_mib()
-        more["machine_gflops"] = matrix_rate(base, useful_tokens(base.device, torch.get_num_threads()))
+        losses, seconds = best_of(case.repeats, device, lambda: run_oppu(case, base, jobs))
+        memory = peak_memory_mib(device)
+        more["machine_gflops"] = matrix_rate(base, useful_tokens(device, torch.get_num_threads()))
     else:
         config = config_of(case)
         bank = Bank(base.model, config.module, 1)
@@ -198,26 +276,24 @@ def measure(side: str, case: Case) -> dict[str, Any]:
         for job in jobs:
             bank.reset(0, user_seed(config.seed, job.user_id))
             starts[job.user_id] = dict(bank.module(0).tensors)
-        shape = bank.module(0).config
+        targets = list(bank.module(0).config["target_modules"])
         del bank, base
-        folder = embedded_folder() if case.base == EMBEDDED else case.base
-        model = get_peft_model(
-            AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa"),
-            PeftConfig(
-                r=config.module.rank, lora_alpha=int(config.module.alpha), target_modules=list(shape["target_modules"])
-            ),
-        )
+        gc.collect()
+        forget_peak(device)
+        lora = PeftConfig(r=config.module.rank, lora_alpha=int(config.module.alpha), target_modules=targets)
+        model = peer_model(case, lora)
         model.train()
         if side == "published":
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
             model.enable_input_require_grads()
-        multiple = 8 if side == "published" else 1
+        loss_of = published_loss if side == "published" else tuned_loss
         warm_up = Job(jobs[0].user_id, jobs[0].examples[: case.batch_size])
-        run_peer(replace(case, epochs=1), [warm_up], model, starts, multiple)
-        losses, seconds = best_of(case.repeats, lambda: run_peer(case, jobs, model, starts, multiple))
-        memory = peak_memory_mib()
+        run_peer(replace(case, epochs=1), [warm_up], model, starts, loss_of)
+        losses, seconds = best_of(case.repeats, device, lambda: run_peer(case, jobs, model, starts, loss_of))
+        memory = peak_memory_mib(device)
     return {
         "seconds": seconds,
+        "users_per_hour": 3600 * len(jobs) / seconds,
         "examples_per_s": examples / seconds,
         "tokens_per_s": tokens / seconds,
         "distinct_tokens_per_s": distinct / seconds,
@@ -228,18 +304,35 @@ def measure(side: str, case: Case) -> dict[str, Any]:
     }
 
 
-def best_of(repeats: int, run: Callable[[], Losses]) -> tuple[Losses, float]:
+def best_of(repeats: int, device: torch.device, run: Callable[[], Losses]) -> tuple[Losses, float]:
     """The losses of a run, which are the same each time, and the seconds of the fastest."""
     seconds = []
     for _ in range(repeats):
+        wait(device)
         started = time.perf_counter()
         losses = run()
+        wait(device)
         seconds.append(time.perf_counter() - started)
     return losses, min(seconds)
 
 
-def peak_memory_mib() -> float:
-    """The most memory that this process has held so far."""
+def wait(device: torch.device) -> None:
+    """Until a GPU has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def forget_peak(device: torch.device) -> None:
+    """On a GPU, begin anew to watch for a peak; a process has its own from the start."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """The most memory that this process has held so far; on a GPU, of the GPU's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -273,13 +366,14 @@ def show(result: dict[str, Any]) -> None:
         f"\n{result['task']}, k={result['k']}, {result['users']} users with at most {result['newest']} items, "
         f"batches of {result['batch_size']}" + (f", {result['batches']} of each" if result["batches"] else "")
     )
-    print(f"  {'':20}{'examples/s':>11}{'tokens/s':>10}{'distinct/s':>12}{'GFLOP/s':>9}{'peak MiB':>10}{'seconds':>9}")
+    columns = ("examples/s", "users/h", "tokens/s", "distinct/s", "GFLOP/s", "peak MiB", "seconds")
+    print(f"  {'':20}" + "".join(f"{column:>12}" for column in columns))
     names = {"peer": "transformers + PEFT", "published": "published recipe", "oppu": "oppu"}
     for side, name in names.items():
         if (r := result.get(side)) is not None:
             print(
-                f"  {name:20}{r['examples_per_s']:11.2f}{r['tokens_per_s']:10.0f}{r['distinct_tokens_per_s']:12.0f}"
-                f"{r['gflops']:9.0f}{r['peak_memory_mib']:10.0f}{r['seconds']:9.1f}"
+                f"  {name:20}{r['examples_per_s']:12.2f}{r['users_per_hour']:12.0f}{r['tokens_per_s']:12.0f}"
+                f"{r['distinct_tokens_per_s']:12.0f}{r['gflops']:12.0f}{r['peak_memory_mib']:12.0f}{r['seconds']:12.1f}"
             )
     print(
         f"  ratio {result['ratio']:.2f}; {result['share_of_machine']:.0%} of the machine's "
@@ -331,7 +425,9 @@ def main() -> None:
     parser.add_argument("--newest", default="12", help="numbers of items of a history, separated by commas")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--batch-size", type=int, help="default: Table 4's for the task")
-    parser.add_argument("--base", default=EMBEDDED)
+    parser.add_argument("--base", default=EMBEDDED, help=f"as `oppu` takes it, or one of {', '.join(RANDOM)}")
+    parser.add_argument("--device", default=AUTO, help="auto: a GPU where there is one")
+    parser.add_argument("--dtype", default=AUTO, help="of the base; auto: bfloat16 on a GPU, else float32")
     parser.add_argument("--batches", type=int, help="of each user, at most")
     parser.add_argument("--published", action="store_true", help="measure the published code's recipe, too")
     parser.add_argument("--json", type=Path)
@@ -348,6 +444,7 @@ def main() -> None:
         case = Case(
             name, str(Path(options.data) / name), int(k), options.users, int(newest), options.epochs,
             batch_size, options.base, options.batches, repeats=1 if options.company else options.repeats,
+            device=options.device, dtype=options.dtype,
         )  # fmt: skip
         if options.company:
             results += company(case, [int(n) for n in options.company.split(",")], options.repeats)
