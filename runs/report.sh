@@ -2,8 +2,11 @@
 # What is finished under OUT on one page, with its tables as CSV and LaTeX.
 source "$(dirname "$0")/scale.sh"
 folders=()
-for file in "$OUT"/table1/*/results.json "$OUT"/table1/*/seed-*/results.json; do
-  [ ! -f "$file" ] || folders+=("$(dirname "$file")")
+for file in "$OUT"/columns/*/results.json "$OUT"/table1/*/results.json "$OUT"/table1/*/seed-*/results.json; do
+  [ -f "$file" ] || continue
+  folder=$(dirname "$file") # a task with all columns is not shown with some of them as well
+  case $folder in "$OUT"/table1/*) [ ! -f "$OUT/columns/$(basename "$folder")/results.json" ] || continue ;; esac
+  folders+=("$folder")
 done
 for file in "$OUT"/*/study.json; do # of a finished study there is NAME.json, too
   [ -f "$file" ] || continue

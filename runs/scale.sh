@@ -15,7 +15,8 @@ adapting() {
   [ "$SCALE" = small ] || return 0
   case $1 in
     citation) echo --adapt-pairs 300 --no-adapt-histories ;;
-    citation_by_text | movie_tagging | news_headline) echo --adapt-pairs 300 ;;
+    citation_by_text | news_headline) echo --adapt-pairs 300 ;;
+    movie_tagging) echo --adapt-pairs 120 ;;
     news_categorize) echo --adapt-pairs 400 ;;
     product_rating | scholarly_title) echo --adapt-pairs 100 ;;
     tweet_paraphrase) echo --adapt-pairs 600 --no-adapt-histories ;;

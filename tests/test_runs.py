@@ -108,12 +108,12 @@ def test_an_unknown_task_is_refused(tmp_path: Path) -> None:
 
 
 def test_studies_take_over_the_bases_of_the_first_table(tmp_path: Path) -> None:
-    (table,) = started("table1.sh", "small", tmp_path, "movie_tagging")
+    (table,) = started("table1_users.sh", "small", tmp_path, "movie_tagging")
     (tmp_path / "out" / "table1" / "movie_tagging" / "store").mkdir(parents=True)
     (tmp_path / "started").unlink()
     (case,) = started("figure5.sh", "small", tmp_path)
     assert parsed(case)["bases"] == parsed(table)["out"]
-    assert parsed(case)["adapt_pairs"] == parsed(table)["adapt_pairs"] == 300
+    assert parsed(case)["adapt_pairs"] == parsed(table)["adapt_pairs"] == 120
 
 
 def test_citations_by_text_read_the_benchmarks_questions() -> None:
