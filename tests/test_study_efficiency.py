@@ -12,6 +12,7 @@ from test_studies import table
 from toys import COLOUR, MOTTO, REMARK, colour_user
 
 from oppu.evaluate.lab.training_cost import Clock, users_of_size
+from oppu.evaluate.studies.efficiency import _peak_mib
 
 TINY = ("--items", "2,3,4", "--tokens", "4,6,8", "--users", "1,2", "--slots", "1,2", "--epochs", "1", "--repeats", "2")
 
@@ -97,6 +98,12 @@ def test_the_page_of_training_costs_has_its_figures_and_the_lines_of_both_axes(f
     fits = json.loads((finished / "efficiency.json").read_text())["fits"]
     assert fits["seconds by items, colour"].keys() == {"slope", "intercept", "r_squared"}
     assert fits["seconds by users, colour"] is None  # two points make no line
+
+
+def test_on_a_gpu_the_memory_is_the_gpus() -> None:
+    held = {"peak_mib": 900.0, "before_training_mib": 800.0}
+    assert _peak_mib({**held, "cuda_peak_mib": None}) == 900.0
+    assert _peak_mib({**held, "cuda_peak_mib": 5000.0}) == 5000.0
 
 
 def test_a_rerun_measures_nothing_and_one_more_size_itself_alone(

@@ -325,8 +325,14 @@ def _time_series(axis: _Axis, times: Mapping[_Key, Sequence[Mapping[str, Any]]],
 
 def _memory_series(axis: _Axis, memory: Mapping[_Key, Mapping[str, Any]]) -> Series:
     x = [axis.x(point) for point in axis.points]
-    y = [memory[axis.case.task.name, point]["peak_mib"] for point in axis.points]
+    y = [_peak_mib(memory[axis.case.task.name, point]) for point in axis.points]
     return Series(axis.case.task.name, tuple(x), tuple(y), (), fit_line(x, y))
+
+
+def _peak_mib(held: Mapping[str, Any]) -> float:
+    """On a GPU the GPU's, where the training is; else the process's."""
+    on_gpu = held["cuda_peak_mib"]
+    return float(held["peak_mib"] if on_gpu is None else on_gpu)
 
 
 def _time_sentence(axis: _Axis, series: Series, cpu: Line | None) -> str:
