@@ -200,6 +200,11 @@ def test_workers_are_one_for_each_gpu_or_for_every_eight_cores(
     assert team_for([{"CPU": cores, "GPU": gpus} for cores, gpus in machines], wanted) == team
 
 
+def test_workers_of_one_machine_share_its_memory_and_a_gpu_is_its_workers_own() -> None:
+    assert [Team(8, 8, 0).memory_share(cores) for cores in (64, 8, 4)] == [0.125, 1.0, 1.0]
+    assert Team(2, 8, 1).memory_share(64) == 1.0
+
+
 def test_more_workers_than_cores_or_gpus_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"--ray-workers: the cluster has 6 cores, one at least .*; give at most 6"):
         team_for([{"CPU": 2.0}, {"CPU": 4.0}, {}], 7)

@@ -47,6 +47,10 @@ class Team:
     gpus: int
     """Of each worker: 0 or 1."""
 
+    def memory_share(self, cores: int) -> float:
+        """What one worker may plan with of the free memory, on a machine of so many cores; a GPU is its own."""
+        return 1.0 if self.gpus else min(1.0, self.cores / max(1, cores))
+
 
 def team_for(machines: Sequence[Mapping[str, float]], wanted: int | None) -> Team:
     """The workers that fit on machines with such resources (`CPU`, `GPU`); ConfigError where they do not.

@@ -154,6 +154,8 @@ class Worker:
     def _train(self) -> None:
         import ray
 
+        share = self._team.memory_share(os.cpu_count() or 1)
+        machine = replace(self._work.machine or Machine(), memory_share=share)
         while (first := self._take(wait=True)) is not None:
             for result in personalize(
                 self._store,
@@ -161,7 +163,7 @@ class Worker:
                 self._work.plan,
                 self._users(first),
                 self._work.profiles,
-                self._work.machine,
+                machine,
                 _Meter(self._dispatcher).add,
             ):
                 ray.get(self._dispatcher.settle.remote(self._number, result.user_id, pickle.dumps(result)))
