@@ -250,7 +250,7 @@ def test_ray_workers_of_which_one_is_killed_fill_a_database_and_object_storage_w
     """All that a cluster needs, at once: an adapted base in the storage, and workers that fetch it and put modules."""
     pytest.importorskip("ray")
     monkeypatch.setenv("OPPU_CACHE", str(tmp_path / "cache"))
-    users = [colour_user(f"u{number:03}", 1 + number % 5, queries=1) for number in range(40)]
+    users = [colour_user(f"u{number:03}", 1 + number % 5, queries=1) for number in range(120)]
     data = write_release(tmp_path / "data", users, [colour_user("x", 3)])
     given = ("--task", write_task(tmp_path / "colour.toml", COLOUR), "--data", data)
     tiny = tiny_base_folder(tmp_path / "tiny")
