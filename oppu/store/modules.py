@@ -4,7 +4,6 @@ A put notes the folders that it is about to write, writes them, and then, in one
 removes the note: the row is the commit point. Killed before, it leaves a note and folders without rows, which `notes`
 clears; the older versions are never touched. The same transaction ends the training's checkpoint, if there is one, and
 can find that the module is there already, put by another process: then the new files go.
-A put that is to happen once looks, in that transaction too, for what another process has put.
 """
 
 import hashlib
