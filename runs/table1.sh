@@ -24,7 +24,7 @@ if [ "$SCALE" = full ]; then
   exit
 fi
 fast=(--learning-rate 0.01 --epochs 1)
-for task in "${tasks[@]}"; do # users and items by the length of its prompts, an hour or two for each on a core
+for task in "${tasks[@]}"; do # users and items by the length of its prompts
   size=()
   case $task in
     citation) size=(--users 16 --newest 30) ;;
