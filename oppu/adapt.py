@@ -7,7 +7,6 @@ a file beside the base's folder, so an interrupted adaption goes on where it sto
 import hashlib
 import json
 import logging
-import math
 import os
 import random
 import shutil
@@ -169,8 +168,7 @@ def adapt(
     file = _checkpoint_file(folder)
     begun = _begun(file, fingerprint)
     if begun is not None:
-        epochs, steps = divmod(begun.step, math.ceil(len(encoded) / config.train.batch_size))
-        on_progress(Progress(0, epochs * len(encoded) + steps * config.train.batch_size))
+        on_progress(Progress(0, begun.examples_done(len(encoded), config.train.batch_size)))
 
     def keep(under_way: Iterator[tuple[str, Checkpoint]]) -> None:
         for _, checkpoint in under_way:

@@ -2,7 +2,9 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from math import exp
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,12 @@ from toys import tiny_base_folder, write_release
 from oppu.adapt import AdaptConfig, adapt, adaption_examples
 from oppu.data import read_dataset, without_test_questions
 from oppu.data.sample import sample_tasks
+from oppu.evaluate.lab import whole
 from oppu.evaluate.lab.likeness import words_of
-from oppu.evaluate.lab.whole import train_whole
 from oppu.evaluate.significance import mean_interval
 from oppu.examples import Setting, query_examples, training_examples
-from oppu.model.base import load_base
-from oppu.model.tokens import encode
+from oppu.model.base import Base, load_base
+from oppu.model.tokens import Encoded, encode
 from oppu.records import HistoryItem, Query, User
 
 
@@ -263,7 +265,7 @@ def test_modules_stand_beside_full_fine_tuning_and_retrieval(tiny: Path, tmp_pat
             assert float(found[way, prompt]["nll"]) == pytest.approx(mean(nlls), abs=1e-4)
         base = load_base(str(tiny))
         items = encode(base.tokenizer, [example for user in users for example in learnt[user.id]], 512)
-        train_whole(base, items, replace(config_of(task), learning_rate=0.003, batch_size=3))
+        whole.train_whole(base, items, replace(config_of(task), learning_rate=0.003, batch_size=3))
         base.model.save_pretrained(tmp_path / prompt)
         base.tokenizer.save_pretrained(tmp_path / prompt)
         nlls = [nll for user in users for nll in nlls_alone(tmp_path / prompt, task, "", [], asked[user.id])]
@@ -275,6 +277,29 @@ def test_modules_stand_beside_full_fine_tuning_and_retrieval(tiny: Path, tmp_pat
         assert float(found["modules", prompt]["gain_full"]) == pytest.approx(over, abs=1e-6)
     assert "Without retrieval: NLL" in printed
     assert len(answers_in(tmp_path / "finetuning")) == 8
+
+
+def test_a_full_fine_tuning_that_was_interrupted_goes_on(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ("--users", "1", "--newest", "4", "--rates", "0.001", "--full-batch", "3")
+    study("finetuning", tiny, tmp_path / "undisturbed", *given)
+    monkeypatch.setattr(whole, "train_whole", partial(whole.train_whole, checkpoint_s=0))
+    backward, sizes = whole._backward, []
+
+    def interrupted(base: Base, batch: Sequence[Encoded], *rest: Any) -> float:
+        sizes.append(len(batch))
+        if len(sizes) == 2:
+            raise KeyboardInterrupt
+        return backward(base, batch, *rest)
+
+    monkeypatch.setattr(whole, "_backward", interrupted)
+    with pytest.raises(AssertionError):
+        study("finetuning", tiny, tmp_path, *given)
+    study("finetuning", tiny, tmp_path, *given)
+    assert sizes == [3, 1, 1, 3, 1]  # the second batch twice; then those with retrieved items
+    found, undisturbed = (answers_in(folder / "finetuning") for folder in (tmp_path, tmp_path / "undisturbed"))
+    assert found == undisturbed
 
 
 def test_full_fine_tuning_is_done_once(tiny: Path, tmp_path: Path) -> None:

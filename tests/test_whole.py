@@ -9,7 +9,8 @@ from conftest import tiny_model, tiny_tokenizer, toy_examples
 
 from oppu.errors import ModelError
 from oppu.evaluate.lab.whole import train_whole
-from oppu.model.base import Base
+from oppu.model.base import Base, make_base
+from oppu.model.checkpoint import checkpoint_bytes, read_checkpoint
 from oppu.predict import Question, score_answers
 from oppu.records import Example
 from oppu.train import Job, TrainConfig, batches_of, learning_rate_factor
@@ -59,6 +60,19 @@ def test_the_base_is_frozen_again_and_progress_counts_every_example(base: Base) 
     train_whole(base, toy_examples(5, seed=1), CONFIG, on_progress=lambda news: seen.append(news.examples))
     assert sum(seen) == 2 * 5
     assert not any(weight.requires_grad for weight in base.model.parameters())
+
+
+def test_a_training_goes_on_from_its_checkpoint(base: Base) -> None:
+    examples, kept = toy_examples(7, seed=3), []
+    losses = train_whole(base, examples, CONFIG, on_checkpoint=kept.append, checkpoint_s=0)
+    assert [each.step for each in kept] == [1, 2, 3, 4, 5, 6]
+    assert [each.examples_done(7, CONFIG.batch_size) for each in kept] == [3, 6, 7, 10, 13, 14]
+    for checkpoint in kept:
+        begun = read_checkpoint(checkpoint_bytes(checkpoint, "this"), "this")
+        again = make_base("again", tiny_model(), tiny_tokenizer())
+        assert train_whole(again, examples, CONFIG, begun=begun) == losses
+        for name, weight in base.model.state_dict().items():
+            assert torch.equal(again.model.state_dict()[name], weight), name
 
 
 def test_a_base_in_half_precision_is_refused(base: Base) -> None:

@@ -4,6 +4,7 @@ The order of the examples is not kept: it follows from the user's seed, and the 
 Glossary: P parameters of a user's module.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +38,11 @@ class Checkpoint:
     def lines(self) -> tuple[torch.Tensor, ...]:
         """All that is as long as a module."""
         return (self.values, *self.moments, *(() if self.best is None else (self.best,)))
+
+    def examples_done(self, count: int, batch_size: int) -> int:
+        """How many have been learnt, each counted once an epoch, where there are `count` in all."""
+        epochs, steps = divmod(self.step, math.ceil(count / batch_size))
+        return epochs * count + steps * batch_size
 
 
 def checkpoint_bytes(checkpoint: Checkpoint, fingerprint: str) -> bytes:

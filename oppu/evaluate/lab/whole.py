@@ -4,18 +4,25 @@ Batches, loss, clipping, schedule and AdamW are those of `oppu/train.py`; only t
 """
 
 import math
+import time
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 import torch
+from torch.nn.utils import parameters_to_vector
 
 from oppu.errors import ModelError
 from oppu.model.base import Base
+from oppu.model.checkpoint import Checkpoint
 from oppu.model.engine import Progress
 from oppu.model.forward import answer_log_probs, passes, rows_of
 from oppu.model.memory import useful_tokens
 from oppu.model.quantize import check_mergeable
 from oppu.model.tokens import Encoded
 from oppu.train import Job, TrainConfig, batches_of, learning_rate_factor
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What AdamW calls its moments."""
 
 
 def train_whole(
@@ -24,30 +31,69 @@ def train_whole(
     config: TrainConfig,
     tokens_per_pass: int | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
+    *,
+    begun: Checkpoint | None = None,
+    on_checkpoint: Callable[[Checkpoint], None] = lambda _: None,
+    checkpoint_s: float = 60.0,
 ) -> tuple[float, ...]:
     """Train all parameters of `base.model`, in place, and freeze them again; the loss of each step.
 
-    Takes 16 bytes of memory for each parameter. ModelError for a base that is quantized or not in float32, in which
-    small steps would be lost.
+    `begun`: where this very training was interrupted. `on_checkpoint` gets what is under way at most every
+    `checkpoint_s`, and at the end. Takes 16 bytes of memory for each parameter, and up to
+    24 more while a checkpoint is written. ModelError for a base that is quantized or not in float32, in which small
+    steps would be lost.
     """
     check_mergeable(base.model, base.name)
     if base.model.dtype != torch.float32:
         raise ModelError(f"its weights are {base.model.dtype}", where=base.name, fix="load it in float32")
-    model, limit = base.model, tokens_per_pass or useful_tokens(base.device, 1)
+    weights, limit = list(base.model.parameters()), tokens_per_pass or useful_tokens(base.device, 1)
     steps = config.epochs * math.ceil(len(examples) / config.batch_size)
     losses: list[float] = []
-    model.requires_grad_(True)
+    base.model.requires_grad_(True)
     try:
-        optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=config.weight_decay)
-        for step, batch in enumerate(batches_of(Job("everybody", tuple(examples)), config)):
+        optimizer = torch.optim.AdamW(weights, lr=0.0, weight_decay=config.weight_decay)
+        started = kept = time.monotonic()
+        if begun is not None:
+            _go_on(optimizer, weights, begun)
+            losses += begun.losses
+            started -= begun.seconds
+        batches = batches_of(Job("everybody", tuple(examples)), config)
+        for step, batch in enumerate(islice(batches, len(losses), None), len(losses)):
             losses.append(_backward(base, batch, limit, on_progress))
-            torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(weights, config.max_grad_norm)
             optimizer.param_groups[0]["lr"] = config.learning_rate * learning_rate_factor(step, steps, config.warmup)
             optimizer.step()
             optimizer.zero_grad()
+            if step + 1 == steps or time.monotonic() - kept >= checkpoint_s:
+                on_checkpoint(_checkpoint(optimizer, weights, losses, time.monotonic() - started))
+                kept = time.monotonic()
     finally:
-        model.requires_grad_(False)
+        base.model.requires_grad_(False)
     return tuple(losses)
+
+
+def _checkpoint(
+    optimizer: torch.optim.AdamW, weights: Sequence[torch.nn.Parameter], losses: Sequence[float], seconds: float
+) -> Checkpoint:
+    """Where the training stands; there is no dropout, hence no random stream."""
+    states = [optimizer.state[weight] for weight in weights]
+    first, second = (parameters_to_vector([state[name] for state in states]).cpu() for name in _MOMENTS)
+    values, none = parameters_to_vector(weights).detach().cpu(), torch.empty(0, dtype=torch.uint8)
+    return Checkpoint(len(losses), values, (first, second), none, tuple(losses), seconds=seconds)
+
+
+def _go_on(optimizer: torch.optim.AdamW, weights: Sequence[torch.nn.Parameter], begun: Checkpoint) -> None:
+    """Put weights and moments where the training was interrupted."""
+    sizes = [weight.numel() for weight in weights]
+    lines = zip(weights, *(torch.split(line, sizes) for line in begun.lines), strict=True)
+    for weight, value, *moments in lines:
+        with torch.no_grad():
+            weight.copy_(value.view_as(weight))
+        state = {
+            name: moment.view_as(weight).to(weight.device, copy=True)
+            for name, moment in zip(_MOMENTS, moments, strict=True)
+        }
+        optimizer.state[weight] = {"step": torch.tensor(float(begun.step)), **state}
 
 
 def _backward(base: Base, batch: Sequence[Encoded], limit: int, on_progress: Callable[[Progress], None]) -> float:

@@ -5,6 +5,7 @@ The paper calls modules comparable with full fine-tuning and does not compare. F
 answered by the same model, without and with retrieved items.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -25,6 +26,7 @@ from oppu.evaluate.lab.answers import (
     questions_of,
     scores_of,
 )
+from oppu.evaluate.lab.kept import Kept
 from oppu.evaluate.lab.probe import Lesson, Probe, fingerprint
 from oppu.evaluate.lab.trial import Trial, TrialSettings, count, open_trial
 from oppu.evaluate.reports.panels import Panel, Series, marks_of
@@ -173,7 +175,7 @@ def _full_way(
         "asked": fingerprint(asked),
         "versions": versions(),
     }
-    measure = partial(_train_and_ask, probe, f"{name}, {prompt}", setting, config, learnt, asked)
+    measure = partial(_train_and_ask, probe, f"{name}, {prompt}", setting, config, learnt, asked, json.dumps(inputs))
     found = trial.place.measured(inputs, measure, f"{name}, {prompt}: answers")
     answers = tuple(Answer(**{**each, "labels": tuple(each["labels"])}) for each in found["answers"])
     return _Way(name, prompt, answers, found["seconds"], found["parameters"])
@@ -186,7 +188,9 @@ def _train_and_ask(
     config: "TrainConfig",
     learnt: "Sequence[Example]",
     asked: "Sequence[Example]",
+    key: str,
 ) -> Mapping[str, Any]:
+    """`key`: over everything that decides the answers; what is under way is kept by it."""
     from oppu.evaluate.lab.whole import train_whole
     from oppu.model.base import load_base
     from oppu.model.engine import Progress
@@ -197,7 +201,10 @@ def _train_and_ask(
     probe.let_go()
     base = load_base(trial.adapted(setting).name, device=trial.settings.device, dtype="float32")
     limit = min(config.max_tokens, base.max_tokens)
-    done = 0
+    kept = Kept(trial.place.out)
+    kept.forget_others([key])
+    begun = kept.begun(key)
+    done = 0 if begun is None else begun.examples_done(len(learnt), config.batch_size)
 
     def count_(news: Progress) -> None:
         nonlocal done
@@ -205,8 +212,11 @@ def _train_and_ask(
         on_stage(f"{name}: training", done, len(learnt) * config.epochs)
 
     started = perf_counter()
-    train_whole(base, encode(base.tokenizer, learnt, limit), config, on_progress=count_)
-    seconds = perf_counter() - started
+    examples = encode(base.tokenizer, learnt, limit)
+    train_whole(
+        base, examples, config, on_progress=count_, begun=begun, on_checkpoint=partial(kept.put_checkpoint, key)
+    )
+    seconds = perf_counter() - started + (begun.seconds if begun else 0.0)
     found = ask(base, trial.task, [Question(-1, example) for example in asked], max_tokens=limit)
     parameters = sum(weight.numel() for weight in base.model.parameters())
     return {"answers": [asdict(answer) for answer in found], "seconds": seconds, "parameters": parameters}
