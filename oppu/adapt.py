@@ -108,6 +108,12 @@ def adapt_into_store(
     )
 
 
+def check_made_in(run: Path | None) -> None:
+    """ConfigError for a `made_in` that is no folder, before anything is made."""
+    if run is not None and not run.is_dir():
+        raise ConfigError("is no folder", where=str(run), fix="give the folder of a run, a study or a store")
+
+
 def adapt_on(
     store: Store,
     base: Base,
@@ -203,8 +209,7 @@ def adapt(
 
 def _take_over(run: Path, folder: Path, fingerprint: str) -> None:
     """Fills the folder with a base of the same name that a run, or a store, elsewhere has made from these inputs."""
-    if not run.is_dir():
-        raise ConfigError("is no folder", where=str(run), fix="give the folder of a run, a study or a store")
+    check_made_in(run)
     found = next((place for place in _bases_of(run, folder.name) if _is_made(place, fingerprint)), None)
     if found is None:
         _LOG.warning("%s holds no base '%s' made from the same; one is adapted", run, folder.name)

@@ -201,6 +201,14 @@ def test_a_mistyped_store_is_refused_and_not_made(world: World, tmp_path: Path) 
     assert not none.exists()
 
 
+def test_bases_of_a_mistyped_run_are_refused_before_anything_is_made(world: World, tmp_path: Path) -> None:
+    options = ("--task", world.task, "--data", world.data, "--base", world.base, "--bases", tmp_path / "none")
+    for command in (("experiment",), ("study", "items")):
+        line = refused(*command, *options, "--out", tmp_path / "out")
+        assert line == f"{tmp_path / 'none'}: is no folder; give the folder of a run, a study or a store"
+    assert not (tmp_path / "out" / "store").exists()
+
+
 def test_a_base_that_cannot_be_loaded_is_one_clear_line(world: World, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     options = ("--task", world.task, "--data", world.data, "--store", world.store)

@@ -222,12 +222,12 @@ def test_modules_of_different_ranks_and_alphas_answer_together(base: Base) -> No
 
 
 class WithCore(torch.nn.Module):
-    """A linear layer with LoRA-XS beside it, from a singular value decomposition of the whole weight."""
+    """A linear layer with LoRA-XS beside it, from a singular value decomposition of the whole rounded weight."""
 
     def __init__(self, linear: torch.nn.Linear, rank: int, scale: float) -> None:
         super().__init__()
         self.linear, self.scale = linear, scale
-        u, s, v = torch.linalg.svd(linear.weight.detach().double(), full_matrices=False)
+        u, s, v = torch.linalg.svd(linear.weight.detach().bfloat16().double(), full_matrices=False)
         signs = u[:, :rank].gather(0, u[:, :rank].abs().argmax(0, keepdim=True)).sign()
         self.a = (v[:rank] * signs.T * s[:rank, None]).float()
         self.b = (u[:, :rank] * signs).float()
@@ -317,6 +317,11 @@ def test_the_halves_are_kept_on_disk_and_come_back_the_same(tmp_path: Path, monk
     kept.write_bytes(b"damaged")
     anew = XS.lay_out(tiny_model())._halves
     assert all(torch.equal(x, y) for p, q in zip(first, anew, strict=True) for x, y in zip(p, q, strict=True))
+
+
+def test_a_base_in_float32_and_in_bfloat16_have_the_same_halves() -> None:
+    first, second = (XS.lay_out(tiny_model().to(dtype))._halves for dtype in (torch.float32, torch.bfloat16))
+    assert all(torch.equal(x, y) for p, q in zip(first, second, strict=True) for x, y in zip(p, q, strict=True))
 
 
 def test_a_rank_above_a_layers_own_is_refused(base: Base) -> None:

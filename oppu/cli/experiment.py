@@ -209,7 +209,7 @@ def experiment(
         runs.append((each, wanted, *inputs[each.task.name]))
     for each, wanted, dataset, given in runs:
         with quiet_libraries():
-            check(wanted, dataset, each.out, profiles=given, fresh=fresh, device=device)
+            check(wanted, dataset, each.out, profiles=given, fresh=fresh, device=device, bases=bases)
     for each, wanted, dataset, given in runs:
         if len(planned) > 1:
             typer.echo(f"{each.task.name}, seed {each.seed}")

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from oppu.adapt import AdaptConfig, adapt_into_store, adaption_examples
+from oppu.adapt import AdaptConfig, adapt_into_store, adaption_examples, check_made_in
 from oppu.answering import answer_users
 from oppu.data import without_test_questions
 from oppu.describe.default import default_profiles, default_way
@@ -73,7 +73,7 @@ def run(
     `report`: False leaves report.html out. `bases`: another run's folder, or a store's, whose bases are taken over
     where they were adapted on the very same.
     """
-    checked = _checked(experiment, dataset, out, profiles, fresh, device)
+    checked = _checked(experiment, dataset, out, profiles, fresh, device, bases)
     _prepare(out, checked.record, fresh)
     users, base_users, finished = checked.users, checked.base_users, dict(checked.finished)
     with Store(out / "store") as store:
@@ -111,9 +111,10 @@ def check(
     profiles: Mapping[str, UserProfile] | None = None,
     fresh: bool = False,
     device: str = AUTO,
+    bases: Path | None = None,
 ) -> None:
     """Raise what `run` would raise of these before it trains anything; nothing is written."""
-    _checked(experiment, dataset, out, profiles, fresh, device)
+    _checked(experiment, dataset, out, profiles, fresh, device, bases)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,9 @@ def _checked(
     profiles: Mapping[str, UserProfile] | None,
     fresh: bool,
     device: str,
+    bases: Path | None,
 ) -> _Checked:
+    check_made_in(bases)
     dataset = without_test_questions(experiment.task, dataset)
     users, base_users = longest_histories(dataset.users, experiment.users), dataset.base_users
     _check_data(experiment, users, base_users)

@@ -228,6 +228,7 @@ def open_trial(
 
     A user without a question is left out: nothing of it could be scored.
     """
+    from oppu.adapt import check_made_in
     from oppu.data import read_dataset, without_test_questions
     from oppu.examples import Setting
     from oppu.model.base import family_of
@@ -235,6 +236,7 @@ def open_trial(
     from oppu.recipes import recipe_for
 
     Setting(retriever=settings.retriever)  # an unknown one is refused here, before anything is adapted
+    check_made_in(settings.bases)
     if (settings.task is None) != (settings.data is None):
         given, missing = ("--task", "--data") if settings.data is None else ("--data", "--task")
         raise ConfigError(f"{given} needs {missing}", fix="give both, or neither for the sample data")

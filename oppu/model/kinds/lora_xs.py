@@ -3,7 +3,8 @@
     y[t] += scale * x[t] @ A.T @ core[slot(t)].T @ B.T        slot -1: the plain base
 
 A [R, I] = S V^T and B [O, R] = U are the largest singular values and vectors of the layer's weight [O, I] = U S V^T:
-they come from the base and need not be stored with a module. A core of a smaller rank uses the first of them.
+they come from the base and need not be stored with a module. A core of a smaller rank uses the first of them. They are
+those of the weight rounded to bfloat16, so that a base in float32 and the same in bfloat16 have the same halves.
 
 Glossary: U slots, T tokens, L layers, R rank, I/O in/out features.
 """
@@ -275,7 +276,8 @@ def _halves_of(model: PreTrainedModel, targets: Sequence[Target], rank: int) -> 
     if state not in known:
         big = sum(weight.numel() for weight in weights) >= _KEPT_FROM
         known.clear()
-        known[state] = _kept(weights, rank) if big else [_halves(weight, rank) for weight in weights]
+        rounded = [weight.to(torch.bfloat16) for weight in weights]
+        known[state] = _kept(rounded, rank) if big else [_halves(weight, rank) for weight in rounded]
     return known[state]
 
 
@@ -292,7 +294,7 @@ def _weight_of(model: PreTrainedModel, target: Target, rank: int) -> torch.Tenso
 
 def _kept(weights: Sequence[torch.Tensor], rank: int) -> list[Halves]:
     """The halves from the cache folder, or made and put there."""
-    digest = hashlib.sha256(f"1 {rank}".encode())
+    digest = hashlib.sha256(f"2 {rank}".encode())
     for weight in weights:
         digest.update(weight.contiguous().cpu().view(torch.uint8).numpy().tobytes())
     place = cache_folder() / "lora-xs" / f"{digest.hexdigest()[:32]}.safetensors"
