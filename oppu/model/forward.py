@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from oppu.model.attention import PackedLayout, use_layout
 from oppu.model.head import chosen_log_probs, plain_head
+from oppu.model.last_layer import feedforward_at
 from oppu.model.packing import Row, common_prefix, pack
 from oppu.model.tokens import Encoded
 
@@ -111,7 +112,8 @@ def answer_log_probs(
     head = None if learn_head else plain_head(model)
     if head is None:
         return packed_logits(model, packed, slots, kept).float().log_softmax(-1)[which, chosen]
-    with use_layout(PackedLayout(packed, slots, model.device, model.dtype)):
+    layout = PackedLayout(packed, slots, model.device, model.dtype)
+    with feedforward_at(model, kept, offset), use_layout(layout):
         hidden = body(rows) if body else model.base_model(**inputs(model, *flat(model, packed))).last_hidden_state[0]
     return chosen_log_probs(hidden[kept], head, which, chosen)
 

@@ -15,6 +15,7 @@ from oppu.model.attention import PackedLayout, use_layout
 from oppu.model.forward import flat, inputs
 from oppu.model.head import plain_head
 from oppu.model.kinds import ModuleConfig
+from oppu.model.last_layer import decoder_layers
 from oppu.model.packing import Row, pack
 
 
@@ -23,7 +24,7 @@ def on_top_layers(model: PreTrainedModel, config: ModuleConfig, count: int) -> M
 
     ConfigError for a kind that touches no layers, and for more layers than the model has.
     """
-    prefix, layers = _decoder_layers(model)
+    prefix, layers = decoder_layers(model)
     if count > len(layers):
         raise ConfigError(f"the model has {len(layers)} layers", where="--layers", fix=f"use top:{len(layers)} at most")
     names = config.lay_out(model).target_names()
@@ -36,7 +37,7 @@ def on_top_layers(model: PreTrainedModel, config: ModuleConfig, count: int) -> M
 def first_layer(model: PreTrainedModel, names: Sequence[str]) -> int:
     """The lowest decoder layer that modules on the layers of these `names` touch; 0 also where that cannot be told."""
     try:
-        prefix, _ = _decoder_layers(model)
+        prefix, _ = decoder_layers(model)
     except ConfigError:
         return 0
     return max(0, min((_index(name, prefix) for name in names), default=0))
@@ -46,7 +47,7 @@ class SplitModel:
     """A model's body in two: the layers below `first`, and those from there on. Both share its weights and hooks."""
 
     def __init__(self, model: PreTrainedModel, first: int) -> None:
-        prefix, layers = _decoder_layers(model)
+        prefix, layers = decoder_layers(model)
         self.first = first
         self._model = model
         self._hook = layers[first].register_forward_pre_hook(_stop_here, with_kwargs=True)
@@ -118,15 +119,6 @@ def _stop_here(_: nn.Module, given: tuple[torch.Tensor, ...], named: dict[str, A
     if take is not None:
         take(given[0] if given else named["hidden_states"])
         raise _ReachedError
-
-
-def _decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The list of the model's layers, and its name; ConfigError where there is none to be found."""
-    count = model.config.get_text_config().num_hidden_layers
-    for name, module in model.base_model.named_children():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return f"{model.base_model_prefix}.{name}", module
-    raise ConfigError(f"which layers {type(model).__name__} has cannot be told", where="--layers", fix="leave it out")
 
 
 def _index(name: str, prefix: str) -> int:
