@@ -98,8 +98,8 @@ def adapt_into_store(
 
     `made_in`: another run's folder, or a store's, whose base is taken over when it was made from the very same;
     ConfigError where there is no such folder.
-    `on_progress(examples done, of, tokens)`. A new one changes `base.model` in place. ModelError for a quantized base:
-    the adapted one may be quantized when it is loaded.
+    `on_progress(examples done, of, tokens)`. `base` is used up: its weights are let go of before the adapted one is
+    loaded. ModelError for a quantized base: the adapted one may be quantized when it is loaded.
     """
     examples = adaption_examples(task, users, config, profiles)
     name = name if name is not None else f"{task.name}-{config.setting.name}"
@@ -132,11 +132,11 @@ def adapt_on(
     folder = store.base_folder(name)
     wanted = adaption_fingerprint(base, task, examples, config)
     if there is not None and there.path.is_dir() and there.record.get("input_fingerprint") == wanted:
-        return load_base(str(there.path), device=base.device, dtype=base.model.dtype)
+        return _in_place_of(base, there.path)
     if made_in is not None and not _is_made(folder, wanted):
         _take_over(made_in, folder, wanted)
     if _is_made(folder, wanted):  # elsewhere, or by a run that was killed before it could put it into the store
-        made = load_base(str(folder), device=base.device, dtype=base.model.dtype)
+        made = _in_place_of(base, folder)
         store.put_base(name, made.fingerprint, folder, made.record)
         _checkpoint_file(folder).unlink(missing_ok=True)
         return made
@@ -165,7 +165,7 @@ def adapt(
 ) -> Base:
     """Adapt `base` to a task, write it to `folder` (whole or not at all) and return it loaded anew.
 
-    Changes `base.model` in place: load the base again if it is needed as it was. An adaption of the same inputs that
+    Uses `base` up: load it again if it is needed as it was. An adaption of the same inputs that
     was interrupted is gone on with; its examples that are done are told at once.
     """
     started = datetime.now(UTC)
@@ -204,7 +204,14 @@ def adapt(
     with os_errors(folder):
         _fill(folder, lambda making: save_base(replace(base, record=record), making))
         file.unlink(missing_ok=True)
-    return load_base(str(folder), device=base.device, dtype=base.model.dtype)
+    return _in_place_of(base, folder)
+
+
+def _in_place_of(base: Base, folder: Path) -> Base:
+    """The base in the folder, where and as precise as the other one, which lets go of its weights first."""
+    device, dtype = base.device, base.model.dtype
+    base.model.to("meta")
+    return load_base(str(folder), device=device, dtype=dtype)
 
 
 def _take_over(run: Path, folder: Path, fingerprint: str) -> None:

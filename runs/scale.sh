@@ -9,10 +9,10 @@ RUNS=$(dirname "${BASH_SOURCE[0]}")
 case $SCALE in small | full) ;; *) echo "SCALE is '$SCALE'; use small or full" >&2; exit 2 ;; esac
 [ -d "$DATA" ] || { echo "there is no folder $DATA; set DATA to the folder with one folder for each task" >&2; exit 2; }
 
-# adapting TASK: the pairs of held-out users that adapt its base, the same for all scripts; full runs take all.
-# Histories of citation and tweets ask nothing like their questions, so small runs adapt on questions alone.
+# adapting TASK: the pairs of held-out users that adapt its base, the same for all scripts; full runs take all questions, as
+# the paper does. Histories of citation and tweets ask nothing like their questions, so small runs take questions alone there.
 adapting() {
-  [ "$SCALE" = small ] || return 0
+  [ "$SCALE" = small ] || { echo --no-adapt-histories; return 0; }
   case $1 in
     citation) echo --adapt-pairs 300 --no-adapt-histories ;;
     citation_by_text | news_headline) echo --adapt-pairs 300 ;;

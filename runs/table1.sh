@@ -5,9 +5,10 @@ source "$(dirname "$0")/scale.sh"
 tasks=("$@")
 [ ${#tasks[@]} -gt 0 ] || tasks=(citation news_categorize movie_tagging product_rating news_headline scholarly_title tweet_paraphrase)
 
-# full: an experiment in full, on the tasks of `named`
+# full: an experiment in full, on the tasks of `named`; EXTRA: more options, such as --profiles FILE
 full() {
-  "$OPPU" experiment "${named[@]}" --base "$BASE" --methods all --users 100 --seeds 0,1,2 --out "$OUT/table1"
+  "$OPPU" experiment "${named[@]}" --base "$BASE" --methods all --users 100 --seeds 0,1,2 --out "$OUT/table1" \
+    $(adapting "${tasks[0]}") ${EXTRA:-}
 }
 
 if [ "$SCALE" = full ]; then

@@ -70,14 +70,23 @@ def test_answers_and_gradients_are_those_of_all_positions(
     assert answers < tokens / 2
 
 
-def test_a_model_whose_feedforward_looks_at_its_neighbours_is_left_as_it_is() -> None:
-    class Mixing(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x + x.mean(1, keepdim=True)
+class Mixing(nn.Module):
+    """A feedforward that looks at its neighbours."""
 
-    model = tiny_model()
-    block = Mixing()
+    def __init__(self) -> None:
+        super().__init__()
+        self.up_proj = nn.Linear(32, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.up_proj(x) + x.mean(1, keepdim=True)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_model_whose_feedforward_looks_at_its_neighbours_is_left_as_it_is(inside: bool) -> None:
+    model, block = tiny_model(), Mixing()
     model.model.layers[-1].mlp = block
+    if inside:  # a module that is no hindrance to trying
+        block.up_proj.register_forward_hook(lambda *_: None)
     assert not last_layer._can_be_cut(model)
     assert not block._forward_hooks
     assert not block._forward_pre_hooks

@@ -284,6 +284,7 @@ def test_a_full_fine_tuning_that_was_interrupted_goes_on(
 ) -> None:
     given = ("--users", "1", "--newest", "4", "--rates", "0.001", "--full-batch", "3")
     study("finetuning", tiny, tmp_path / "undisturbed", *given)
+    monkeypatch.setattr(whole, "_BETWEEN", 0)
     monkeypatch.setattr(whole, "train_whole", partial(whole.train_whole, checkpoint_s=0))
     backward, sizes = whole._backward, []
 

@@ -1,6 +1,8 @@
 """Full fine-tuning is that of a plain loop with torch's own AdamW; scores of answers are those of plain forwards."""
 
+import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -8,9 +10,11 @@ from alone import log_probs, mean
 from conftest import tiny_model, tiny_tokenizer, toy_examples
 
 from oppu.errors import ModelError
+from oppu.evaluate.lab import whole
 from oppu.evaluate.lab.whole import train_whole
 from oppu.model.base import Base, make_base
-from oppu.model.checkpoint import checkpoint_bytes, read_checkpoint
+from oppu.model.checkpoint import Checkpoint, checkpoint_bytes, read_checkpoint
+from oppu.model.engine import Progress
 from oppu.predict import Question, score_answers
 from oppu.records import Example
 from oppu.train import Job, TrainConfig, batches_of, learning_rate_factor
@@ -46,7 +50,7 @@ def plainly(config: TrainConfig) -> tuple[torch.nn.Module, list[float]]:
 @pytest.mark.parametrize("tokens", [None, 64])
 def test_all_parameters_are_trained_as_by_a_plain_loop(base: Base, tokens: int | None) -> None:
     model, losses = plainly(CONFIG)
-    found = train_whole(base, toy_examples(7, seed=3), CONFIG, tokens_per_pass=tokens)
+    found, _ = train_whole(base, toy_examples(7, seed=3), CONFIG, tokens_per_pass=tokens)
     assert found == pytest.approx(losses, abs=2e-5)
     before = tiny_model().state_dict()
     for name, weight in model.state_dict().items():
@@ -62,17 +66,49 @@ def test_the_base_is_frozen_again_and_progress_counts_every_example(base: Base) 
     assert not any(weight.requires_grad for weight in base.model.parameters())
 
 
-def test_a_training_goes_on_from_its_checkpoint(base: Base) -> None:
+def test_a_training_goes_on_from_its_checkpoint(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     examples, kept = toy_examples(7, seed=3), []
-    losses = train_whole(base, examples, CONFIG, on_checkpoint=kept.append, checkpoint_s=0)
+    monkeypatch.setattr(whole, "_BETWEEN", 0)
+    losses, _ = train_whole(base, examples, CONFIG, on_checkpoint=kept.append, checkpoint_s=0)
     assert [each.step for each in kept] == [1, 2, 3, 4, 5, 6]
     assert [each.examples_done(7, CONFIG.batch_size) for each in kept] == [3, 6, 7, 10, 13, 14]
     for checkpoint in kept:
         begun = read_checkpoint(checkpoint_bytes(checkpoint, "this"), "this")
         again = make_base("again", tiny_model(), tiny_tokenizer())
-        assert train_whole(again, examples, CONFIG, begun=begun) == losses
+        news: list[Progress] = []
+        found, seconds = train_whole(
+            again,
+            examples,
+            CONFIG,
+            begun=partial(iter([begun]).__next__),
+            on_progress=news.append,
+        )
+        assert found == losses
+        assert seconds > checkpoint.seconds
+        assert sum(each.examples for each in news) == 14
         for name, weight in base.model.state_dict().items():
             assert torch.equal(again.model.state_dict()[name], weight), name
+
+
+def test_checkpoints_take_a_tenth_of_the_time_at_most(base: Base) -> None:
+    kept = []
+
+    def keep(checkpoint: Checkpoint) -> None:
+        kept.append(checkpoint.step)
+        time.sleep(0.5)
+
+    train_whole(base, toy_examples(7, seed=3), CONFIG, on_checkpoint=keep, checkpoint_s=0)
+    assert kept == [1, 6]
+
+
+def test_without_memory_for_a_checkpoint_the_training_goes_on(
+    base: Base, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(whole, "free_bytes", lambda _: 1000)
+    kept: list[Checkpoint] = []
+    losses, _ = train_whole(base, toy_examples(7, seed=3), CONFIG, on_checkpoint=kept.append, checkpoint_s=0)
+    assert (len(losses), kept) == (6, [])
+    assert "what is under way is not kept" in caplog.text
 
 
 def test_a_base_in_half_precision_is_refused(base: Base) -> None:

@@ -7,6 +7,7 @@ a gated feedforward that saves about three quarters of a layer, forward and back
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -27,7 +28,7 @@ def feedforward_at(model: PreTrainedModel, kept: torch.Tensor, tokens: int) -> I
 
     Elsewhere its output is zero. Where modules sit inside of it, or the model has none of known form, nothing changes.
     """
-    token = _KEPT.set((kept, tokens) if _can_be_cut(model) else None)
+    token = _KEPT.set(_Kept(kept, tokens) if _can_be_cut(model) else None)
     try:
         yield
     finally:
@@ -43,8 +44,17 @@ def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     raise ConfigError(f"which layers {type(model).__name__} has cannot be told", where="--layers", fix="leave it out")
 
 
-_KEPT: ContextVar[tuple[torch.Tensor, int] | None] = ContextVar("oppu_kept", default=None)
-"""Of this thread's forward: the positions, and the tokens that there are."""
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    positions: torch.Tensor
+    tokens: int
+    """All that there are."""
+    tries: bool = False
+    """Whether modules inside the block, which do nothing without a layout, are not to be minded."""
+
+
+_KEPT: ContextVar[_Kept | None] = ContextVar("oppu_kept", default=None)
+"""Of this thread's forward."""
 _CUT: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 _LOCK = Lock()
 
@@ -72,7 +82,7 @@ def _cut(model: PreTrainedModel) -> bool:
     try:
         with torch.no_grad():
             whole = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0, kept]
-            _KEPT.set((kept, 4))
+            _KEPT.set(_Kept(kept, 4, tries=True))
             parts = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0, kept]
         if bool((whole - parts).abs().max() <= 1e-2 * whole.abs().max()):
             return True
@@ -88,16 +98,20 @@ def _cut(model: PreTrainedModel) -> bool:
 def _gather(block: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
     """What is kept of the tokens [1, N, D], unless somebody works inside the block, token by token."""
     found = _KEPT.get()
-    if found is None or any(part._forward_hooks or part._forward_pre_hooks for part in _inside(block)):
+    if found is None or (not found.tries and any(map(_has_hooks, _inside(block)))):
         return None
-    return inputs[0][:, found[0]], *inputs[1:]
+    return inputs[0][:, found.positions], *inputs[1:]
 
 
 def _scatter(_: nn.Module, __: Any, output: torch.Tensor) -> torch.Tensor | None:
     found = _KEPT.get()
-    if found is None or output.shape[1] == found[1]:
+    if found is None or output.shape[1] == found.tokens:
         return None
-    return output.new_zeros(1, found[1], output.shape[2]).index_copy(1, found[0], output)
+    return output.new_zeros(1, found.tokens, output.shape[2]).index_copy(1, found.positions, output)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _inside(block: nn.Module) -> Iterator[nn.Module]:

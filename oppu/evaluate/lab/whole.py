@@ -3,6 +3,7 @@
 Batches, loss, clipping, schedule and AdamW are those of `oppu/train.py`; only that one learner is the base itself.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -16,13 +17,19 @@ from oppu.model.base import Base
 from oppu.model.checkpoint import Checkpoint
 from oppu.model.engine import Progress
 from oppu.model.forward import answer_log_probs, passes, rows_of
-from oppu.model.memory import useful_tokens
+from oppu.model.memory import free_bytes, useful_tokens
 from oppu.model.quantize import check_mergeable
 from oppu.model.tokens import Encoded
 from oppu.train import Job, TrainConfig, batches_of, learning_rate_factor
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 """What AdamW calls its moments."""
+_BYTES = 24
+"""Of memory for each parameter that a checkpoint takes until it is written: three numbers, and as many in the file."""
+_BETWEEN = 9
+"""Times what a checkpoint took until the next."""
+
+_LOG = logging.getLogger("oppu.evaluate")
 
 
 def train_whole(
@@ -32,16 +39,17 @@ def train_whole(
     tokens_per_pass: int | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
     *,
-    begun: Checkpoint | None = None,
+    begun: Callable[[], Checkpoint | None] = lambda: None,
     on_checkpoint: Callable[[Checkpoint], None] = lambda _: None,
     checkpoint_s: float = 60.0,
-) -> tuple[float, ...]:
-    """Train all parameters of `base.model`, in place, and freeze them again; the loss of each step.
+) -> tuple[tuple[float, ...], float]:
+    """Train all parameters of `base.model`, in place, and freeze them again; the loss of each step, and the seconds.
 
-    `begun`: where this very training was interrupted. `on_checkpoint` gets what is under way at most every
-    `checkpoint_s`, and at the end. Takes 16 bytes of memory for each parameter, and up to
-    24 more while a checkpoint is written. ModelError for a base that is quantized or not in float32, in which small
-    steps would be lost.
+    `begun` gives the point where this very training was interrupted; what was done before is told to `on_progress` at
+    once. `on_checkpoint` gets what is under way at most every `checkpoint_s`, and so seldom that it takes a tenth of
+    the time at most, and what there is at the end. Takes 16 bytes of memory for each parameter; a checkpoint takes up to 24
+    more of the machine's own, and where these are not free none is made. ModelError for a base that is quantized or not
+    in float32, in which small steps would be lost.
     """
     check_mergeable(base.model, base.name)
     if base.model.dtype != torch.float32:
@@ -52,11 +60,14 @@ def train_whole(
     base.model.requires_grad_(True)
     try:
         optimizer = torch.optim.AdamW(weights, lr=0.0, weight_decay=config.weight_decay)
-        started = kept = time.monotonic()
-        if begun is not None:
-            _go_on(optimizer, weights, begun)
-            losses += begun.losses
-            started -= begun.seconds
+        started = time.monotonic()
+        if (earlier := begun()) is not None:
+            _go_on(optimizer, weights, earlier)
+            losses += earlier.losses
+            started -= earlier.seconds
+            on_progress(Progress(0, earlier.examples_done(len(examples), config.batch_size)))
+            del earlier  # 12 bytes for each parameter
+        due = time.monotonic() + checkpoint_s
         batches = batches_of(Job("everybody", tuple(examples)), config)
         for step, batch in enumerate(islice(batches, len(losses), None), len(losses)):
             losses.append(_backward(base, batch, limit, on_progress))
@@ -64,12 +75,23 @@ def train_whole(
             optimizer.param_groups[0]["lr"] = config.learning_rate * learning_rate_factor(step, steps, config.warmup)
             optimizer.step()
             optimizer.zero_grad()
-            if step + 1 == steps or time.monotonic() - kept >= checkpoint_s:
-                on_checkpoint(_checkpoint(optimizer, weights, losses, time.monotonic() - started))
-                kept = time.monotonic()
+            if step + 1 == steps or time.monotonic() >= due:
+                before = time.monotonic()
+                if _room_for_checkpoint(weights):
+                    on_checkpoint(_checkpoint(optimizer, weights, losses, before - started))
+                now = time.monotonic()
+                due = now + max(checkpoint_s, _BETWEEN * (now - before))
     finally:
         base.model.requires_grad_(False)
-    return tuple(losses)
+    return tuple(losses), time.monotonic() - started
+
+
+def _room_for_checkpoint(weights: Sequence[torch.nn.Parameter]) -> bool:
+    needed = _BYTES * sum(weight.numel() for weight in weights)
+    if fits := needed <= free_bytes(torch.device("cpu")):
+        return fits
+    _LOG.warning("what is under way is not kept: that takes %.0f GiB of memory, which are not free", needed / 2**30)
+    return fits
 
 
 def _checkpoint(

@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from oppu.evaluate.circumstances import versions
@@ -203,20 +202,21 @@ def _train_and_ask(
     limit = min(config.max_tokens, base.max_tokens)
     kept = Kept(trial.place.out)
     kept.forget_others([key])
-    begun = kept.begun(key)
-    done = 0 if begun is None else begun.examples_done(len(learnt), config.batch_size)
+    done = 0
 
     def count_(news: Progress) -> None:
         nonlocal done
         done += news.examples
         on_stage(f"{name}: training", done, len(learnt) * config.epochs)
 
-    started = perf_counter()
-    examples = encode(base.tokenizer, learnt, limit)
-    train_whole(
-        base, examples, config, on_progress=count_, begun=begun, on_checkpoint=partial(kept.put_checkpoint, key)
+    _, seconds = train_whole(
+        base,
+        encode(base.tokenizer, learnt, limit),
+        config,
+        on_progress=count_,
+        begun=partial(kept.begun, key),
+        on_checkpoint=partial(kept.put_checkpoint, key),
     )
-    seconds = perf_counter() - started + (begun.seconds if begun else 0.0)
     found = ask(base, trial.task, [Question(-1, example) for example in asked], max_tokens=limit)
     parameters = sum(weight.numel() for weight in base.model.parameters())
     return {"answers": [asdict(answer) for answer in found], "seconds": seconds, "parameters": parameters}

@@ -168,18 +168,21 @@ class Target:
 
 
 def find_targets(model: PreTrainedModel, endings: tuple[str, ...], *, strict: bool) -> list[Target]:
-    """The linear layers whose names end in one of `endings`, as PEFT matches target_modules.
+    """The linear layers whose names end in one of `endings`, as PEFT matches target_modules; the head is none of them.
 
-    ConfigError where there are none, or, if `strict`, none for one of the endings.
+    The head works on the answers' positions by itself, so modules on it would be passed by. ConfigError where there are
+    none, or, if `strict`, none for one of the endings.
     """
+    head = model.get_output_embeddings()
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head}
     found = [
         Target(name, *_features(layer))
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear | Conv1D) and any(ends_with(name, ending) for ending in endings)
+        for name, layer in layers.items()
+        if any(ends_with(name, ending) for ending in endings)
     ]
     unknown = [ending for ending in endings if not any(ends_with(target.name, ending) for target in found)]
     if unknown and (strict or not found):
-        linear = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)})
+        linear = sorted({name.rsplit(".", 1)[-1] for name in layers})
         raise ConfigError(f"no linear layer is called {' or '.join(unknown)}", fix=f"use some of: {', '.join(linear)}")
     return found
 
