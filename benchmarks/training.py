@@ -11,7 +11,8 @@ memory is its own; the losses that they see are compared.
 - oppu: all users at once.
 
 Distinct tokens are those of a user's batch with shared beginnings counted once; a LoRA step needs four floating point
-operations for each of them and each parameter that is in no embedding and no head. The machine's rate is that of the
+operations for each of them and each parameter that is in no embedding and no head (the last feedforward's are counted
+for all tokens, though oppu runs it for those that predict an answer alone). The machine's rate is that of the
 base's own matrix products, forward and backward, in the best of two ways to use the cores, measured in oppu's process.
 
 All sides are on the same device in the same precision: a GPU in bfloat16 where there is one (`--device`, `--dtype`),

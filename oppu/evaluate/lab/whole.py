@@ -47,7 +47,7 @@ def train_whole(
 
     `begun` gives the point where this very training was interrupted; what was done before is told to `on_progress` at
     once. `on_checkpoint` gets what is under way at most every `checkpoint_s`, and so seldom that it takes a tenth of
-    the time at most, and what there is at the end. Takes 16 bytes of memory for each parameter; a checkpoint takes up to 24
+    the time at most, and what there is at the end. Takes 16 bytes of memory for each parameter; a checkpoint up to 24
     more of the machine's own, and where these are not free none is made. ModelError for a base that is quantized or not
     in float32, in which small steps would be lost.
     """
