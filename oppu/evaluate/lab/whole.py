@@ -17,7 +17,8 @@ from oppu.model.base import Base
 from oppu.model.checkpoint import Checkpoint
 from oppu.model.engine import Progress
 from oppu.model.forward import answer_log_probs, passes, rows_of
-from oppu.model.memory import free_bytes, useful_tokens
+from oppu.model.kinds import LoraConfig
+from oppu.model.memory import free_bytes, tokens_that_fit
 from oppu.model.quantize import check_mergeable
 from oppu.model.tokens import Encoded
 from oppu.train import Job, TrainConfig, batches_of, learning_rate_factor
@@ -54,7 +55,7 @@ def train_whole(
     check_mergeable(base.model, base.name)
     if base.model.dtype != torch.float32:
         raise ModelError(f"its weights are {base.model.dtype}", where=base.name, fix="load it in float32")
-    weights, limit = list(base.model.parameters()), tokens_per_pass or useful_tokens(base.device, 1)
+    weights, limit = list(base.model.parameters()), tokens_per_pass or _tokens_that_fit(base)
     steps = config.epochs * math.ceil(len(examples) / config.batch_size)
     losses: list[float] = []
     base.model.requires_grad_(True)
@@ -84,6 +85,12 @@ def train_whole(
     finally:
         base.model.requires_grad_(False)
     return tuple(losses), time.monotonic() - started
+
+
+def _tokens_that_fit(base: Base) -> int:
+    """Of a pass, beside gradients and moments of all parameters; a layer whose weights learn keeps its inputs, too."""
+    free = free_bytes(base.device) - 12 * sum(weight.numel() for weight in base.model.parameters())
+    return tokens_that_fit(base.model, LoraConfig(), 1, max(0, free) // 2)
 
 
 def _room_for_checkpoint(weights: Sequence[torch.nn.Parameter]) -> bool:
