@@ -260,6 +260,28 @@ def test_a_deleted_user_is_unknown_at_once(client: OpenAI, store: Store) -> None
     assert "user:bob" not in [model.id for model in client.models.list()]
 
 
+def test_a_deleted_users_history_leaves_the_servers_memory(
+    store: Store, base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    askers: list[Asker] = []
+
+    def asker(*given: object) -> Asker:
+        askers.append(Asker(*given))
+        return askers[-1]
+
+    def kept() -> set[str]:
+        return {user for user, _, _ in askers[0]._indexes}
+
+    monkeypatch.setattr("serve_house.Asker", asker)
+    monkeypatch.setattr("oppu.serve.app.FORGET_S", 0.01)
+    with running_server(store, base) as (client, _):
+        for user in ("rag", "ann"):
+            client.completions.create(model=f"user:{user}", prompt="late train", extra_body={"task": "title"})
+        assert kept() == {"rag", "ann"}
+        store.delete_user("rag")
+        wait_until(lambda: kept() == {"ann"})
+
+
 @pytest.mark.parametrize(
     ("extra", "told"),
     [

@@ -6,6 +6,7 @@
 import asyncio
 import errno
 import hmac
+import logging
 import signal
 import socket
 import time
@@ -36,7 +37,10 @@ from oppu.serve.schema import ChatRequest, CompletionRequest, ModelCard, ModelLi
 from oppu.store import Store
 from oppu.tasks import BUILT_IN, Task
 
+FORGET_S = 60.0
+"""How long histories of deleted users may stay in the server's memory."""
 _CLIENT_IS_GONE = 499  # nobody reads it
+_LOG = logging.getLogger("oppu.serve")
 
 T = TypeVar("T")
 
@@ -46,7 +50,9 @@ def create_app(engine: Engine, asker: Asker, *, api_key: str | None = None) -> F
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        forgetting = asyncio.create_task(_forget_deleted(asker))
         yield
+        forgetting.cancel()
         await run_in_threadpool(engine.close)
 
     async def check_key(request: Request) -> None:
@@ -88,6 +94,16 @@ def create_app(engine: Engine, asker: Asker, *, api_key: str | None = None) -> F
         return await _respond(engine, asked, wanted, request, ChatForm())
 
     return app
+
+
+async def _forget_deleted(asker: Asker) -> None:
+    """Every minute, for as long as the server runs."""
+    while True:
+        await asyncio.sleep(FORGET_S)
+        try:
+            await run_in_threadpool(asker.forget_deleted)
+        except OppuError as error:
+            _LOG.warning("who has been deleted cannot be told; it is tried again (%s)", error.line())
 
 
 async def _respond(

@@ -85,6 +85,16 @@ class Asker:
         tokens = self.base.tokenizer(text, add_special_tokens=special).input_ids
         return self._free_text(request, tokens, _CHAT_TOKENS)
 
+    def forget_deleted(self) -> None:
+        """Drop what is kept of users who have been deleted since they asked; StoreError where that cannot be told."""
+        with self._lock:
+            kept = {user for user, _, _ in self._indexes if user}
+        for user in kept:
+            try:
+                self._store.history(user, "")
+            except UnknownUserError:
+                self._forget(user)
+
     def _free_text(self, request: CompletionRequest | ChatRequest, tokens: list[int], default: int) -> Asked:
         module = self._module(self._user_of(request.model), None)
         room = self.base.max_tokens - len(tokens)
