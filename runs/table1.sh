@@ -32,6 +32,7 @@ for task in "${tasks[@]}"; do # users and items by the length of its prompts
     citation_by_text) size=(--users 16 --newest 30 "${fast[@]}") ;;
     news_categorize) size=(--users 8 --newest 40 "${fast[@]}") ;;
     product_rating | scholarly_title) size=(--users 8 --newest 12 "${fast[@]}") ;;
+    movie_tagging) size=("${fast[@]}") ;;
     news_headline) size=(--users 8 --newest 30 "${fast[@]}") ;;
     tweet_paraphrase) size=(--users 8 --newest 60) ;;
     tweets_reworded) size=(--users 8 --newest 60 "${fast[@]}") ;;

@@ -67,12 +67,13 @@ def lines_of(
     log_x: bool = False,
     top: float | None = None,
     level: float | None = None,
+    level_name: str = "",
     from_zero: bool = True,
 ) -> Callable[[Any], None]:
     """Draws series from zero on, or from below where a value is.
 
-    `top`: the greatest y of the axis. `level`: a thin line across. `from_zero`: False for values that lie close
-    together: the axis then shows their span.
+    `top`: the greatest y of the axis. `level`: a thin line across, in the legend if it has a name. `from_zero`:
+    False for values that lie close together: the axis then shows their span.
     """
 
     def draw(axes: Any) -> None:
@@ -87,7 +88,7 @@ def lines_of(
                 axes.plot(ends, [each.fit.at(x) for x in ends], color=color, linewidth=1.2, linestyle=(0, (4, 2)))
             axes.plot(each.x, each.y, marker, markersize=5, color=color, label=each.label)
         if level is not None:
-            axes.axhline(level, color=LINE_COLOR, linewidth=0.8)
+            axes.axhline(level, color=LINE_COLOR, linewidth=0.8, label=level_name)
         ticks = sorted({x for each in series for x in each.x})
         if log_x:
             _log_axis(axes, ticks)
@@ -105,11 +106,16 @@ def lines_of(
 
 
 def marks_of(
-    series: Sequence[Series], names: Sequence[str], y_label: str, *, level: float | None = None
+    series: Sequence[Series],
+    names: Sequence[str],
+    y_label: str,
+    *,
+    level: float | None = None,
+    level_name: str = "",
 ) -> Callable[[Any], None]:
     """Draws series over named places, an x of 0 being the first: dots with their ranges, side by side at a place.
 
-    `level`: a thin line across. The axis begins at zero, or below where a value does.
+    `level`: a thin line across, in the legend if it has a name. The axis begins at zero, or below where a value does.
     """
 
     def draw(axes: Any) -> None:
@@ -120,7 +126,7 @@ def marks_of(
                 axes.plot([x, x], [low, high], color=color, linewidth=1.4, alpha=0.7)
             axes.plot(beside, each.y, marker, markersize=5.5, color=color, label=each.label)
         if level is not None:
-            axes.axhline(level, color=LINE_COLOR, linewidth=0.8)
+            axes.axhline(level, color=LINE_COLOR, linewidth=0.8, label=level_name)
         values = [y for each in series for y in (*each.y, *(end for pair in each.ranges for end in pair))]
         lowest, highest = min(0.0, *values), max(0.0, *values, *([] if level is None else [level]))
         axes.set_ylim(1.08 * lowest, 1.08 * highest or 1.0)

@@ -196,9 +196,15 @@ def _panel(trial: Trial, measure: str, found: Sequence[_Cohorts], base: Sequence
         series.append(Series(way, tuple(float(each.size) for each in these), y))
     level = mean_scores(trial.task, [base])[measure]
     draw = lines_of(
-        series, "users who share a module", name_of(measure, arrow=True), log_x=True, level=level, from_zero=False
+        series,
+        "users who share a module",
+        name_of(measure, arrow=True),
+        log_x=True,
+        level=level,
+        level_name="base",
+        from_zero=False,
     )
-    return Panel(f"{name_of(measure)} by the size of a cohort", draw, "The thin line: the base.")
+    return Panel(f"{name_of(measure)} by the size of a cohort", draw)
 
 
 def _sentence(trial: Trial, each: _Cohorts, found: Sequence[_Cohorts], base: Sequence[Answer]) -> str:

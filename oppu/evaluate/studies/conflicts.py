@@ -168,12 +168,10 @@ def _panel(trial: Trial, conflict: str, measure: str, cases: Sequence[_Case], ba
         y = tuple(scores_of(trial.task, case.answers)[measure] for case in these)
         series.append(Series(_NAMES[method], tuple(case.share for case in these), y))
     level = scores_of(trial.task, base)[measure]
-    draw = lines_of(series, "share of items", name_of(measure, arrow=True), level=level, from_zero=False)
-    return Panel(
-        f"{conflict.capitalize()}: {name_of(measure)}",
-        draw,
-        f"{_WHAT[conflict].capitalize()}. The thin line: the base.",
+    draw = lines_of(
+        series, "share of items", name_of(measure, arrow=True), level=level, level_name="base", from_zero=False
     )
+    return Panel(f"{conflict.capitalize()}: {name_of(measure)}", draw, f"{_WHAT[conflict].capitalize()}.")
 
 
 def _sentence(trial: Trial, conflict: str, settings: Settings, cases: Sequence[_Case], base: Sequence[Answer]) -> str:

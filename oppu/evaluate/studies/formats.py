@@ -54,8 +54,8 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
         panels=(
             Panel(
                 "By what an item holds",
-                marks_of(marks, METHODS, title(metric), level=base),
-                "Upright lines: 95 % intervals. The thin line: the base, which sees nothing of a user.",
+                marks_of(marks, METHODS, title(metric), level=base, level_name="base"),
+                "Upright lines: 95 % intervals.",
             ),
         ),
         table=_table(trial, ran),

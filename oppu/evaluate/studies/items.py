@@ -197,8 +197,16 @@ def _panel(trial: Trial, settings: Settings, measure: str, everything: _Kept, ke
         y = tuple(mean_scores(trial.task, each.draws)[measure] for each in these)
         series.append(Series(way, tuple(float(each.budget or 0) for each in these), y))
     level = mean_scores(trial.task, everything.draws)[measure]
-    draw = lines_of(series, "items kept", name_of(measure, arrow=True), log_x=True, level=level, from_zero=False)
-    return Panel(f"{name_of(measure)} by the items kept", draw, "The thin line: all items.")
+    draw = lines_of(
+        series,
+        "items kept",
+        name_of(measure, arrow=True),
+        log_x=True,
+        level=level,
+        level_name="all items",
+        from_zero=False,
+    )
+    return Panel(f"{name_of(measure)} by the items kept", draw)
 
 
 def _sentence(trial: Trial, budget: int, base: _Kept, everything: _Kept, kept: Sequence[_Kept]) -> str:

@@ -155,12 +155,15 @@ def _panels(trial: Trial, base: Cell, made: Sequence[_Made]) -> tuple[Panel, ...
         Series(each.kind, (float(each.parameters),), (value,), (ends,))
         for each, value, ends in zip(made, marks.y, marks.ranges, strict=True)
     ]
-    line = "Upright lines: 95 % intervals. The thin line: the base without modules."
     return (
-        Panel("By kind of module", marks_of([marks], [each.kind for each in made], title(metric), level=level), line),
+        Panel(
+            "By kind of module",
+            marks_of([marks], [each.kind for each in made], title(metric), level=level, level_name="base"),
+            "Upright lines: 95 % intervals.",
+        ),
         Panel(
             "By size",
-            lines_of(by_size, "parameters of a module", title(metric), log_x=True, level=level),
+            lines_of(by_size, "parameters of a module", title(metric), log_x=True, level=level, level_name="base"),
             "The same numbers; the paper finds that more parameters help.",
         ),
     )

@@ -158,12 +158,12 @@ def _panels(
 
     by_difference = [curve(_difference(pair, each), queries, each) for each in pair.differences]
     by_queries = [curve(_count(each), each, difference) for each in pair.queries]
-    looks: dict[str, Any] = {"log_x": True, "top": 1.03, "level": POWER}
+    looks: dict[str, Any] = {"log_x": True, "top": 1.03, "level": POWER, "level_name": f"{POWER:.0%}"}
     return (
         Panel(
             f"{pair.name}, by difference",
             lines_of(by_difference, "users", "power", **looks),
-            f"{_count(queries)} of each user. The thin line: {POWER:.0%}.",
+            f"{_count(queries)} of each user.",
         ),
         Panel(
             f"{pair.name}, by questions",

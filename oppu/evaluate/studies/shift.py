@@ -164,8 +164,8 @@ def _scores(trial: Trial, ran: Mapping[str, Ran]) -> Panel:
     base = score_cells(trial.task, [ran[ALL].cell("base")])[0].metrics[metric]
     return Panel(
         "By what is known",
-        marks_of(marks, METHODS, title(metric), level=base),
-        "Upright lines: 95 % intervals. The thin line: the base, which sees nothing of a user.",
+        marks_of(marks, METHODS, title(metric), level=base, level_name="base"),
+        "Upright lines: 95 % intervals.",
     )
 
 

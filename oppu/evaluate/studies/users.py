@@ -211,16 +211,14 @@ def _panels(measure: str, sampled: Sequence[_Sampled], whole: tuple[float, float
         return Series(way, tuple(float(each.size) for each in these), y, spread)
 
     name = name_of(measure)
-    gains = lines_of([line(RANDOM, ranges=True)], "users", f"gain in {name}", log_x=True, level=whole[0])
+    gains = lines_of(
+        [line(RANDOM, ranges=True)], "users", f"gain in {name}", log_x=True, level=whole[0], level_name="all users"
+    )
     widths = lines_of(
         [line(way, ranges=False) for way in (RANDOM, ALIKE, DIFFERENT)], "users", f"± in {name}", log_x=True
     )
     return (
-        Panel(
-            f"Gain in {name} by sample",
-            gains,
-            "Mean of random samples; upright lines hold nine in ten. The thin line: all users.",
-        ),
+        Panel(f"Gain in {name} by sample", gains, "Mean of random samples; upright lines hold nine in ten."),
         Panel(f"Half an interval in {name}", widths, "On average over samples."),
     )
 
