@@ -260,7 +260,7 @@ def test_a_deleted_user_is_unknown_at_once(client: OpenAI, store: Store) -> None
     assert "user:bob" not in [model.id for model in client.models.list()]
 
 
-def test_a_deleted_users_history_leaves_the_servers_memory(
+def test_a_deleted_users_history_and_module_leave_the_servers_memory(
     store: Store, base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     askers: list[Asker] = []
@@ -274,12 +274,18 @@ def test_a_deleted_users_history_leaves_the_servers_memory(
 
     monkeypatch.setattr("serve_house.Asker", asker)
     monkeypatch.setattr("oppu.serve.app.FORGET_S", 0.01)
-    with running_server(store, base) as (client, _):
+    with running_server(store, base) as (client, engine):
         for user in ("rag", "ann"):
             client.completions.create(model=f"user:{user}", prompt="late train", extra_body={"task": "title"})
+        bank = engine._slots._bank
+        assert bank is not None
         assert kept() == {"rag", "ann"}
+        assert bank.values[:3].count_nonzero(1).tolist() == [bank.size, bank.size, 0]
         store.delete_user("rag")
         wait_until(lambda: kept() == {"ann"})
+        wait_until(lambda: [record.user_id for record in engine.modules] == ["ann"])
+        assert bank.values[:3].count_nonzero(1).tolist() == [0, bank.size, 0]
+        client.completions.create(model="user:ann", prompt="late train", extra_body={"task": "title"})
 
 
 @pytest.mark.parametrize(

@@ -170,6 +170,38 @@ def test_a_module_in_use_is_never_replaced_and_the_oldest_other_one_is(
     slots.close()
 
 
+def test_a_module_in_use_is_wiped_only_when_it_has_been_given_back(
+    base: Base, store: Store, records: list[ModuleRecord]
+) -> None:
+    slots = Slots(base, store.load_module, 1)
+    slot = slots.take(records[0])
+    assert slot is not None
+    before = slots._bank.values[slot].clone()
+    slots.wipe(records[:1])
+    assert torch.equal(slots._bank.values[slot], before)
+    assert slots.records == records[:1]
+    slots.give_back(slot)
+    slots.wipe(records[1:])
+    assert slots.records == records[:1]
+    slots.wipe(records[:1])
+    assert slots.records == []
+    assert not slots._bank.values.any()
+    assert slots.take(records[0]) == slot
+    assert torch.equal(slots._bank.values[slot], before)
+    slots.close()
+
+
+def test_a_module_that_waits_for_a_slot_is_wiped_too(base: Base, store: Store, records: list[ModuleRecord]) -> None:
+    wide = put_user(store, base, "wide", TITLE, 9, rank=8)
+    slots = Slots(base, store.load_module, 2)
+    slots.take(records[0])
+    assert slots.take(wide) is None  # read, and waits for a bank of its rank
+    assert slots.records == [records[0], wide]
+    slots.wipe([wide])
+    assert slots.records == records[:1]
+    slots.close()
+
+
 def test_a_module_that_does_not_fit_leaves_its_slot_empty(
     base: Base, store: Store, records: list[ModuleRecord]
 ) -> None:

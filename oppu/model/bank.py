@@ -70,6 +70,10 @@ class Bank:
         self.grads[slot] = 0
         self._streams[slot] = torch.Generator(self.values.device).manual_seed(seed)
 
+    def wipe(self, slot: int) -> None:
+        """Overwrite a slot's numbers with zeros."""
+        self.values[slot] = 0
+
     def stream(self, slot: int) -> torch.Tensor:
         """The state of a slot's dropout stream, bytes on the CPU."""
         return self._streams[slot].get_state()

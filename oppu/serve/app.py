@@ -38,7 +38,7 @@ from oppu.store import Store
 from oppu.tasks import BUILT_IN, Task
 
 FORGET_S = 60.0
-"""How long histories of deleted users may stay in the server's memory."""
+"""How long histories and modules of deleted users may stay in the server's memory."""
 _CLIENT_IS_GONE = 499  # nobody reads it
 _LOG = logging.getLogger("oppu.serve")
 
@@ -50,7 +50,7 @@ def create_app(engine: Engine, asker: Asker, *, api_key: str | None = None) -> F
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        forgetting = asyncio.create_task(_forget_deleted(asker))
+        forgetting = asyncio.create_task(_forget_deleted(engine, asker))
         yield
         forgetting.cancel()
         await run_in_threadpool(engine.close)
@@ -96,12 +96,17 @@ def create_app(engine: Engine, asker: Asker, *, api_key: str | None = None) -> F
     return app
 
 
-async def _forget_deleted(asker: Asker) -> None:
+async def _forget_deleted(engine: Engine, asker: Asker) -> None:
     """Every minute, for as long as the server runs."""
+
+    def forget() -> None:
+        asker.forget_deleted()
+        engine.forget(asker.deleted(engine.modules))
+
     while True:
         await asyncio.sleep(FORGET_S)
         try:
-            await run_in_threadpool(asker.forget_deleted)
+            await run_in_threadpool(forget)
         except OppuError as error:
             _LOG.warning("who has been deleted cannot be told; it is tried again (%s)", error.line())
 

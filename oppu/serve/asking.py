@@ -95,6 +95,14 @@ class Asker:
             except UnknownUserError:
                 self._forget(user)
 
+    def deleted(self, records: Iterable[ModuleRecord]) -> list[ModuleRecord]:
+        """Those of these modules that the store has no longer; StoreError where that cannot be told."""
+        return [record for record in records if not self._has(record)]
+
+    def _has(self, record: ModuleRecord) -> bool:
+        kept = self._store.modules(record.user_id, record.task)
+        return any(each.path == record.path and each.sha256 == record.sha256 for each in kept)
+
     def _free_text(self, request: CompletionRequest | ChatRequest, tokens: list[int], default: int) -> Asked:
         module = self._module(self._user_of(request.model), None)
         room = self.base.max_tokens - len(tokens)

@@ -149,10 +149,11 @@ class Engine:
         self._decoder = Decoder(base.model)
         self._writing: dict[int, _Writing] = {}
         self._tickets = itertools.count()
-        self._changed = threading.Condition()  # guards the four below
+        self._changed = threading.Condition()  # guards the five below
         self._generations: _Queue = {}
         self._choices: _Queue = {}
         self._gone: set[int] = set()
+        self._deleted: list[ModuleRecord] = []
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="oppu-engine", daemon=True)
         self._thread.start()
@@ -185,6 +186,17 @@ class Engine:
         with self._changed:
             self._gone.add(ticket)
 
+    @property
+    def modules(self) -> list[ModuleRecord]:
+        """Records of the modules that are in memory."""
+        return self._slots.records
+
+    def forget(self, records: Collection[ModuleRecord]) -> None:
+        """Overwrite these modules in memory soon; those that are answering are left, and listed in `modules` still."""
+        with self._changed:
+            self._deleted.extend(records)
+            self._changed.notify()
+
     def close(self) -> None:
         """Answer what is waiting and under way, then end the thread; new requests are refused."""
         with self._changed:
@@ -203,18 +215,20 @@ class Engine:
     def _has_work(self) -> bool:
         """Wait for something to do; False at the end."""
         with self._changed:
-            while not (self._writing or self.waiting or self._closing):
+            while not (self._writing or self.waiting or self._deleted or self._closing):
                 self._gone.clear()
                 self._changed.wait()
-            return bool(self._writing or self.waiting)
+            return bool(self._writing or self.waiting or self._deleted)
 
     def _let_go(self) -> None:
-        """Forget the requests that nobody waits for."""
+        """Forget the requests that nobody waits for, and the modules that are no more."""
         with self._changed:
             gone, self._gone = self._gone, set()
+            deleted, self._deleted = self._deleted, []
             waiting = [queue.pop(t) for queue in (self._generations, self._choices) for t in gone & queue.keys()]
         active = gone & self._writing.keys()
         self._drop(active)
+        self._slots.wipe(deleted)
         self.statistics.cancelled += len(waiting) + len(active)
 
     def _score(self) -> None:

@@ -1,7 +1,7 @@
 """The bank as a cache: modules are loaded when they are asked for, and the least recently used make room."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from oppu.errors import ModelError
 from oppu.model.bank import Bank
@@ -10,7 +10,7 @@ from oppu.model.kinds import ModuleConfig, config_of
 from oppu.model.module import Module
 from oppu.store import ModuleRecord
 
-_Key = tuple[str, str]
+_Key = tuple[str, str]  # where a module lies, and what it is
 
 
 class Slots:
@@ -24,14 +24,15 @@ class Slots:
         self._bank: Bank | None = None
         self._slots: OrderedDict[_Key, int] = OrderedDict()  # the least recently used first
         self._uses: dict[int, int] = {}
-        self._read: tuple[_Key, Module] | None = None  # waits for a slot
+        self._records: dict[int, ModuleRecord] = {}  # what lies in each slot, asked for again or not
+        self._read: tuple[ModuleRecord, Module] | None = None  # waits for a slot
 
     def take(self, record: ModuleRecord | None) -> int | None:
         """A slot with this module, kept until it is given back; -1 for the plain base; None: wait for a free one."""
         if record is None:
             return -1
-        key = str(record.path), record.sha256
-        if key not in self._slots and not self._bring(key, record):
+        key = _key(record)
+        if key not in self._slots and not self._bring(record):
             return None
         self._slots.move_to_end(key)
         slot = self._slots[key]
@@ -44,6 +45,26 @@ class Slots:
             self._uses[slot] -= 1
 
     @property
+    def records(self) -> list[ModuleRecord]:
+        """Of the modules that lie in memory. Any thread may ask."""
+        waiting = self._read
+        return [*list(self._records.values()), *([] if waiting is None else [waiting[0]])]
+
+    def wipe(self, records: Collection[ModuleRecord]) -> None:
+        """Overwrite these modules, but for those in use."""
+        unwanted = {_key(record) for record in records}
+        if self._read is not None and _key(self._read[0]) in unwanted:
+            self._read = None
+        for slot, record in list(self._records.items()):
+            if _key(record) not in unwanted or self._uses.get(slot):
+                continue
+            assert self._bank is not None
+            self._bank.wipe(slot)
+            del self._records[slot]
+            if self._slots.get(_key(record)) == slot:
+                del self._slots[_key(record)]
+
+    @property
     def virtual_tokens(self) -> int:
         """How many virtual tokens stand before the text of a user whose module is in the bank."""
         return self._bank.config.virtual_tokens if self._bank is not None else 0
@@ -54,13 +75,13 @@ class Slots:
             self._attached.__exit__(None, None, None)
             self._bank = None
 
-    def _bring(self, key: _Key, record: ModuleRecord) -> bool:
+    def _bring(self, record: ModuleRecord) -> bool:
         """Load the module if there is room; whether it was."""
         free = self._free()
         if free is None:
             return False
-        if self._read is None or self._read[0] != key:
-            self._read = key, self._load(record)
+        if self._read is None or _key(self._read[0]) != _key(record):
+            self._read = record, self._load(record)
         module = self._read[1]
         try:
             shape = config_of(module)
@@ -76,7 +97,8 @@ class Slots:
         self._slots = OrderedDict((k, slot) for k, slot in self._slots.items() if slot != free)
         self._read = None
         self._bank.load(free, module)
-        self._slots[key] = free
+        self._slots[_key(record)] = free
+        self._records[free] = record
         return True
 
     def _free(self) -> int | None:
@@ -90,6 +112,11 @@ class Slots:
         self.close()
         self._slots.clear()
         self._uses.clear()
+        self._records.clear()
         self._bank = Bank(self._base.model, shape, self._count)
         self._attached = self._bank.attach()
         self._attached.__enter__()
+
+
+def _key(record: ModuleRecord) -> _Key:
+    return str(record.path), record.sha256
