@@ -3,11 +3,7 @@
 Three sides, from the same weights, on the same batches of the same examples, each in a process of its own, so that peak
 memory is its own; the losses that they see are compared.
 
-- peer: transformers + PEFT tuned fairly: padding to the batch's longest example, fused attention, no gradient
-  checkpointing, logits at the columns alone where some example of the batch has its answer (`logits_to_keep`, which
-  transformers' own loss does not do), and one model for all users whose adapter is set anew.
-- published: the same with what the paper's published code does: gradient checkpointing, padding to a multiple of 8,
-  logits of all positions.
+- peer: transformers + PEFT, tuned fairly, and published: as in the paper's published code (`one_by_one.py`).
 - oppu: all users at once.
 
 Distinct tokens are those of a user's batch with shared beginnings counted once; a LoRA step needs four floating point
@@ -41,16 +37,16 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig as PeftConfig
-from peft import PeftModel, get_peft_model, set_peft_model_state_dict
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedModel
 from transformers.utils import logging
 
+from one_by_one import Losses, peft_model, published_loss, train_one_by_one, tuned_loss
 from oppu.data import read_dataset
 from oppu.examples import Setting, training_examples
 from oppu.model.bank import Bank, user_seed
@@ -58,13 +54,14 @@ from oppu.model.base import Base, load_base, make_base
 from oppu.model.devices import AUTO, find_device, find_dtype
 from oppu.model.embedded import EMBEDDED, embedded_folder
 from oppu.model.memory import useful_tokens
+from oppu.model.module import Module
 from oppu.model.packing import pack
-from oppu.model.tokens import Encoded, encode
+from oppu.model.tokens import encode
 from oppu.model.workers import workers_for
 from oppu.personalize import longest_histories
 from oppu.recipes import recipe_for
 from oppu.tasks import LAMP_TASKS, find_task
-from oppu.train import Job, TrainConfig, batches_of, learning_rate_factor, train
+from oppu.train import Job, TrainConfig, batches_of, train
 
 
 @dataclass(frozen=True)
@@ -94,11 +91,6 @@ RANDOM = {
     "random:tiny": (32, 64, 2, 4, 2),  # tries the program out
 }
 """Bases with random weights: hidden size, inner size, layers, heads, heads of keys and values."""
-
-Losses = dict[str, list[float]]
-"""Of each user's steps."""
-LossOf = Callable[[PeftModel, list[Encoded]], torch.Tensor]
-"""The mean loss of a batch's answer tokens."""
 
 
 def jobs_of(case: Case, base: Base) -> list[Job]:
@@ -142,17 +134,14 @@ def random_model(case: Case) -> PreTrainedModel:
     return model.to(device)
 
 
-def peer_model(case: Case, lora: PeftConfig) -> PeftModel:
-    """The case's base for the peers, with transformers' own attention and PEFT's LoRA in float32."""
-    device = find_device(case.device)
+def plain_model(case: Case) -> PreTrainedModel:
+    """The case's base, for the peers."""
     if case.base in RANDOM:
-        model = random_model(case)
-        model.set_attn_implementation("sdpa")
-    else:
-        folder = embedded_folder() if case.base == EMBEDDED else case.base
-        dtype = find_dtype(case.dtype, device)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa").to(device)
-    return get_peft_model(model, lora)
+        return random_model(case)
+    device = find_device(case.device)
+    folder = embedded_folder() if case.base == EMBEDDED else case.base
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=find_dtype(case.dtype, device))
+    return model.to(device)
 
 
 def config_of(case: Case) -> TrainConfig:
@@ -161,60 +150,18 @@ def config_of(case: Case) -> TrainConfig:
     return replace(recipe.personal, epochs=case.epochs, batch_size=case.batch_size)
 
 
-def run_oppu(case: Case, base: Base, jobs: list[Job]) -> Losses:
-    """All users at once; the losses of each user's steps."""
-    return {done.user_id: list(done.losses) for done in train(base, jobs, config_of(case))}
+def train_together(base: Base, jobs: Sequence[Job], config: TrainConfig) -> Losses:
+    """All users at once."""
+    return {done.user_id: list(done.losses) for done in train(base, jobs, config)}
 
 
-def run_peer(case: Case, jobs: list[Job], model: PeftModel, starts: dict[str, Any], loss_of: LossOf) -> Losses:
-    """One user after another with transformers, PEFT and torch's AdamW."""
-    config = config_of(case)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    losses: Losses = {}
+def first_modules(base: Base, jobs: Sequence[Job], config: TrainConfig) -> dict[str, Module]:
+    """What each user's training begins with, by user."""
+    bank, starts = Bank(base.model, config.module, 1), {}
     for job in jobs:
-        set_peft_model_state_dict(model, starts[job.user_id])
-        total = config.epochs * math.ceil(len(job.examples) / config.batch_size)
-        optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-        seen = losses[job.user_id] = []
-        for step, batch in enumerate(batches_of(job, config)):
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * learning_rate_factor(step, total, config.warmup)
-            loss = loss_of(model, batch)
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-            optimizer.step()
-            seen.append(loss.item())
-    return losses
-
-
-def tuned_loss(model: PeftModel, batch: list[Encoded]) -> torch.Tensor:
-    """With logits where some example has its answer, and nowhere else."""
-    inputs = {name: tensor.to(model.device) for name, tensor in padded(batch).items()}
-    labels = inputs.pop("labels")
-    columns = (labels[:, 1:] != -100).any(0).nonzero()[:, 0]
-    logits = model(**inputs, logits_to_keep=columns).logits
-    return nn.functional.cross_entropy(logits.float().flatten(0, 1), labels[:, columns + 1].flatten())
-
-
-def published_loss(model: PeftModel, batch: list[Encoded]) -> torch.Tensor:
-    """With all logits, as transformers computes a loss, on a width that is a multiple of 8."""
-    inputs = {name: tensor.to(model.device) for name, tensor in padded(batch, 8).items()}
-    loss: torch.Tensor = model(**inputs).loss
-    return loss
-
-
-def padded(batch: list[Encoded], multiple: int = 1) -> dict[str, torch.Tensor]:
-    """A batch as a data collator makes it: padded on the right to its longest example, or to the next `multiple`."""
-    width = math.ceil(max(len(e.tokens) for e in batch) / multiple) * multiple
-    ids = torch.zeros(len(batch), width, dtype=torch.long)
-    mask = torch.zeros(len(batch), width, dtype=torch.long)
-    labels = torch.full((len(batch), width), -100)
-    for line, e in enumerate(batch):
-        ids[line, : len(e.tokens)] = torch.tensor(e.tokens)
-        mask[line, : len(e.tokens)] = 1
-        labels[line, e.answer_start : len(e.tokens)] = torch.tensor(e.tokens[e.answer_start :])
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        bank.reset(0, user_seed(config.seed, job.user_id))
+        starts[job.user_id] = bank.module(0)
+    return starts
 
 
 def distinct_tokens(jobs: list[Job], config: TrainConfig) -> int:
@@ -223,12 +170,13 @@ def distinct_tokens(jobs: list[Job], config: TrainConfig) -> int:
     return sum(len(pack([e.tokens[:-1] for e in batch])) for batch in batches)
 
 
-def matrix_rate(base: Base, tokens: int, seconds: float = 2.0) -> float:
-    """GFLOP/s of the base's own linear layers on [tokens, in], forward and backward.
+def machine_rate(base: Base, seconds: float = 2.0) -> float:
+    """GFLOP/s of the base's own linear layers on [tokens of a pass, in], forward and backward.
 
     The best of two ways: each product spread over all cores, or a product on each core.
     """
     weights = [m.weight for name, m in base.model.named_modules() if isinstance(m, nn.Linear) and "lm_head" not in name]
+    tokens = useful_tokens(base.device, torch.get_num_threads())
     rates = []
 
     @torch.inference_mode()
@@ -256,42 +204,27 @@ def matrix_rate(base: Base, tokens: int, seconds: float = 2.0) -> float:
 def measure(side: str, case: Case) -> dict[str, Any]:
     """One side's figures, in this process."""
     logging.disable_progress_bar()
-    base = base_of(case)
+    base, config = base_of(case), config_of(case)
     device = base.device
     jobs = jobs_of(case, base)
     examples = case.epochs * sum(len(job.examples) for job in jobs)
     tokens = case.epochs * sum(len(e.tokens) for job in jobs for e in job.examples)
-    distinct = distinct_tokens(jobs, config_of(case))
+    distinct = distinct_tokens(jobs, config)
     sizes = {name: p.numel() for name, p in base.model.named_parameters()}
     parameters = sum(size for name, size in sizes.items() if "embed" not in name and "lm_head" not in name)
-    more: dict[str, float] = {}
+    run: Callable[[Sequence[Job], TrainConfig], Losses]
     if side == "oppu":
-        run_oppu(replace(case, epochs=1), base, [Job("warm-up", jobs[0].examples[: case.batch_size])])
-        losses, seconds = best_of(case.repeats, device, lambda: run_oppu(case, base, jobs))
-        memory = peak_memory_mib(device)
-        more["machine_gflops"] = matrix_rate(base, useful_tokens(device, torch.get_num_threads()))
+        run = partial(train_together, base)
     else:
-        config = config_of(case)
-        bank = Bank(base.model, config.module, 1)
-        starts = {}
-        for job in jobs:
-            bank.reset(0, user_seed(config.seed, job.user_id))
-            starts[job.user_id] = dict(bank.module(0).tensors)
-        targets = list(bank.module(0).config["target_modules"])
-        del bank, base
+        starts = first_modules(base, jobs, config)
+        del base
         gc.collect()
         forget_peak(device)
-        lora = PeftConfig(r=config.module.rank, lora_alpha=int(config.module.alpha), target_modules=targets)
-        model = peer_model(case, lora)
-        model.train()
-        if side == "published":
-            model.activation_checkpointing_enable()
-            model.enable_input_require_grads()
-        loss_of = published_loss if side == "published" else tuned_loss
-        warm_up = Job(jobs[0].user_id, jobs[0].examples[: case.batch_size])
-        run_peer(replace(case, epochs=1), [warm_up], model, starts, loss_of)
-        losses, seconds = best_of(case.repeats, device, lambda: run_peer(case, jobs, model, starts, loss_of))
-        memory = peak_memory_mib(device)
+        is_published = side == "published"
+        model = peft_model(plain_model(case), starts[jobs[0].user_id], config.module, published=is_published)
+        run = partial(train_one_by_one, model, starts, published_loss if is_published else tuned_loss)
+    run([replace(jobs[0], examples=jobs[0].examples[: case.batch_size])], replace(config, epochs=1))  # a warm-up
+    losses, seconds = best_of(case.repeats, device, lambda: run(jobs, config))
     return {
         "seconds": seconds,
         "users_per_hour": 3600 * len(jobs) / seconds,
@@ -299,9 +232,9 @@ def measure(side: str, case: Case) -> dict[str, Any]:
         "tokens_per_s": tokens / seconds,
         "distinct_tokens_per_s": distinct / seconds,
         "gflops": 4 * parameters * distinct / seconds / 1e9,
-        "peak_memory_mib": memory,
+        "peak_memory_mib": peak_memory_mib(device),
         "losses": losses,
-        **more,
+        **({"machine_gflops": machine_rate(base)} if side == "oppu" else {}),
     }
 
 

@@ -28,13 +28,14 @@ def reader(name: str) -> User:
 
 @pytest.fixture
 def training(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(TRAINING.parent))
     spec = importlib.util.spec_from_file_location("training_benchmark", TRAINING)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "matrix_rate", partial(module.matrix_rate, seconds=0.05))
+    monkeypatch.setattr(module, "machine_rate", partial(module.machine_rate, seconds=0.05))
     return module
 
 
