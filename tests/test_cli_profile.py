@@ -117,6 +117,8 @@ def test_held_out_users_who_share_an_item_with_a_test_user_keep_their_profiles(
         (("--url", "http://h/v1", "--base", "x"), "--url: one model writes the profiles, not two"),
         (("--url", "http://h/v1"), "--url: --url and --model belong together; give both"),
         (("--model", "big"), "--model: --url and --model belong together; give both"),
+        (("--steps", "2"), "--steps: profiles are counted, not written by a model; leave out --steps, or add --by"),
+        (("--by", "count", "--quantize", "8bit"), "--quantize: profiles are counted, not written by a model"),
         (("--url", "h", "--model", "big"), "--url: no http:// or https:// address; use http://HOST/v1"),
     ],
 )

@@ -1,10 +1,13 @@
 """Held-out users who did what a test user is asked about."""
 
 from dataclasses import replace
+from pathlib import Path
 
-from toys import COLOUR, colour_user
+import pytest
+from toys import COLOUR, colour_user, write_release
 
-from oppu.data import without_questions_of_others, without_test_questions
+from oppu.data import read_dataset, without_questions_of_others, without_test_questions
+from oppu.errors import DataError
 from oppu.records import Dataset, HistoryItem, Query, User
 
 TESTED = colour_user("tested", 3, queries=2)
@@ -48,3 +51,13 @@ def test_users_who_learn_together_tell_nothing_that_another_of_them_is_asked() -
 def test_a_held_out_user_with_nothing_left_is_left_out() -> None:
     held_out = User("h", (), TESTED.queries)
     assert without_test_questions(COLOUR, Dataset((TESTED,), (held_out,))).base_users == ()
+
+
+def test_held_out_users_of_other_data_are_none_of_the_users(tmp_path: Path) -> None:
+    ann, bob, cem = (colour_user(name, 2) for name in ("ann", "bob", "cem"))
+    data = write_release(tmp_path / "data", [ann], [bob])
+    others = write_release(tmp_path / "others", [bob], [cem])
+    found = read_dataset(data, COLOUR, others)
+    assert [[user.id for user in group] for group in (found.users, found.base_users)] == [["ann"], ["cem"]]
+    with pytest.raises(DataError, match=r"held-out user ann is a user of .*data, too; the base must not have seen"):
+        read_dataset(data, COLOUR, write_release(tmp_path / "wrong", [bob], [ann, cem]))

@@ -239,6 +239,27 @@ def test_a_profile_of_another_history_is_refused_and_one_of_a_shorter_history_is
             stored_profiles(folder_store, ASKED, [other])
 
 
+@pytest.mark.parametrize("items", [(), (HistoryItem("0", {"text": "a", "colour": "grey"}, 0.0),)])
+def test_profiles_of_items_that_are_gone_are_dropped_where_there_is_nothing_to_tell_any_more(
+    folder_store: Store, items: tuple[HistoryItem, ...]
+) -> None:
+    ann, bob = colour_user("ann", 3), colour_user("bob", 3)
+    list(describe(folder_store, ASKED, [ann, bob]))
+    changed = replace(ann, history=items)
+    with pytest.raises(DataError, match="made from another history; run `oppu"):
+        stored_profiles(folder_store, ASKED, [changed, bob])
+    list(describe(folder_store, ASKED, [changed, bob]))
+    assert stored_profiles(folder_store, ASKED, [changed, bob]).keys() == {"bob"}
+
+
+def test_a_profile_of_the_beginning_of_a_history_stays_where_no_newer_one_can_be_made(folder_store: Store) -> None:
+    ann = colour_user("ann", 3)
+    list(describe(folder_store, ASKED, [ann], Parrot()))
+    grown = replace(ann, history=(*ann.history, HistoryItem("later", {"text": "a", "colour": "red"}, 7.0)))
+    assert statuses(folder_store, ASKED, [grown], Parrot(refuses="a")) == ["failed"]
+    assert stored_profiles(folder_store, ASKED, [grown]).keys() == {"ann"}
+
+
 def test_which_profiles_are_meant_must_be_said_where_there_are_several(folder_store: Store) -> None:
     user = colour_user("ann", 3)
     with pytest.raises(ConfigError, match="there are no profiles of task colour; run `oppu profile` first"):

@@ -105,7 +105,8 @@ def test_a_busy_or_failing_server_is_asked_again_after_longer_and_longer_pauses(
         ((307, {"Location": "/x"}, ""), ConfigError, "give the address that it leads to"),
         ((400, {}, {"error": {"message": "too long"}}), ModelError, r"400 Bad Request \(too long\); fewer tokens"),
         ((200, {}, "<html>"), ConfigError, "not that of OpenAI's chat completions; check --url"),
-        ((200, {}, said(None)), ConfigError, "not that of OpenAI's chat completions"),
+        ((200, {}, said(None)), ModelError, "answered with no text; give it more tokens with --tokens"),
+        ((200, {}, {"choices": [{"message": {}}]}), ConfigError, "not that of OpenAI's chat completions"),
         ((200, {}, []), ConfigError, "not that of OpenAI's chat completions"),
     ],
 )

@@ -17,6 +17,7 @@ from oppu.evaluate import experiment as module
 from oppu.evaluate.design import Experiment, Method, method
 from oppu.evaluate.experiment import Stage, run
 from oppu.evaluate.results import Cell
+from oppu.evaluate.runs import read_run
 from oppu.examples import PLAIN, Setting
 from oppu.records import Dataset
 from oppu.store import Store
@@ -373,6 +374,51 @@ def test_a_query_without_a_label_is_refused(tmp_path: Path, wanted: Experiment, 
     with pytest.raises(DataError, match="query a-q0 has no label; an experiment needs every answer"):
         run(wanted, Dataset((unlabelled,), dataset.base_users), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_users_without_a_question_do_not_take_part(tmp_path: Path, wanted: Experiment, dataset: Dataset) -> None:
+    long, short = dataset.users[0], dataset.users[3]
+    silent = replace(long, queries=())
+    module.check(replace(wanted, users=1), Dataset((silent, short), dataset.base_users), tmp_path / "out")
+    checked = module._checked(
+        replace(wanted, users=1), Dataset((silent, short), dataset.base_users), tmp_path / "out", None, False, None
+    )
+    assert [user.id for user in checked.users] == ["short"]
+    with pytest.raises(DataError, match="no user has a question; give data with questions and their answers"):
+        run(wanted, Dataset((silent,), dataset.base_users), tmp_path / "out")
+
+
+def test_profiles_of_nobody_who_is_asked_are_refused(
+    tmp_path: Path, wanted: Experiment, dataset: Dataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = replace(wanted, methods=("pag",))
+    with pytest.raises(DataError, match="--profiles: none of the 1 profiles is of a user who is asked"):
+        module.check(told, dataset, tmp_path, profiles={"stranger": "likes red"})
+    module.check(told, dataset, tmp_path, profiles={"a": "likes red"})
+    assert "2 of 3 users have no profile; their prompts show none" in caplog.text
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_run_whose_cells_are_being_made_anew_is_unfinished(
+    out: Path, wanted: Experiment, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module._Bench, "cell", lambda *_: pytest.fail("killed"))
+    with pytest.raises(pytest.fail.Exception):  # a method more: the table so far stays
+        run(replace(wanted, methods=(*METHODS, "rag"), k=(1, 2)), dataset, out)
+    assert (out / "results.json").is_file()
+    with pytest.raises(pytest.fail.Exception):
+        run(replace(wanted, retriever="recent"), dataset, out)
+    with pytest.raises(ConfigError, match="is an unfinished experiment; run its command again"):
+        read_run(out)
+
+
+@pytest.mark.usefixtures("no_report")
+def test_cells_of_another_precision_are_another_run(
+    out: Path, wanted: Experiment, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "dtype_name", lambda *_: "bfloat16")  # what auto stands for on another machine
+    with pytest.raises(ConfigError, match="holds another run"):
+        run(wanted, dataset, out)
 
 
 def test_without_held_out_users_adaption_is_refused(tmp_path: Path, wanted: Experiment, dataset: Dataset) -> None:

@@ -153,6 +153,8 @@ def test_what_cannot_be_known_is_refused() -> None:
     a, b = hits([[1, 0]] * 3, [[0, 0]] * 3)
     with pytest.raises(ConfigError, match="f1_macro is no mean over questions"):
         gains_by_user(TASK, a, b, "f1_macro")
+    with pytest.raises(ConfigError, match=r"mae is no metric of task .*; use one of: accuracy$"):
+        gains_by_user(TASK, a, b, "mae")
     with pytest.raises(DataError, match="did not answer the same queries"):
         gains_by_user(TASK, a, b[:-1], "accuracy")
     with pytest.raises(DataError, match="says nothing about other users"):

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -12,15 +12,31 @@ from shell import done
 from toys import tiny_base_folder
 
 from oppu.data.sample import sample_tasks
+from oppu.errors import DataError
 from oppu.evaluate.lab.kept import Kept
-from oppu.evaluate.lab.probe import Answers, Lesson, Probe
+from oppu.evaluate.lab.probe import Answers, Lesson, Probe, fingerprint
 from oppu.evaluate.lab.trial import TrainingSettings, Trial, open_trial
 from oppu.evaluate.study import Workplace
 from oppu.examples import PLAIN, query_examples, training_examples
 from oppu.model.module import Module
+from oppu.records import Example
 from oppu.train import Machine
 
 ITEMS = 6
+
+
+def test_what_is_asked_counts_with_its_options() -> None:
+    example = Example("ann", "q", "which one?", "[1]", options=(("[1]", "this"), ("[2]", "that")))
+    other = replace(example, options=(("[1]", "this"), ("[2]", "those")))
+    assert fingerprint([example]) != fingerprint([other])
+
+
+def test_labels_and_other_answers_are_not_asked_together(tiny: Path, tmp_path: Path) -> None:
+    probe = Probe(trial_in(tiny, tmp_path, lambda *_: None))
+    task = probe.trial.task
+    asked = tuple(Example("ann", name, "note:", answer) for name, answer in (("a", task.labels[0]), ("b", "whatever")))
+    with pytest.raises(DataError, match="1 of 2 right answers are none of the task's labels, such as that of b; leave"):
+        probe.answers("base", [Lesson("ann", (), (each,)) for each in asked], PLAIN)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import json
 import random
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,11 @@ from test_report import Page
 from trials import NEWEST, histories, numbers_of, ran, rows_of, run_folder, sample
 
 from oppu.data.sample import sample_tasks
-from oppu.errors import ConfigError
+from oppu.errors import ConfigError, DataError
 from oppu.evaluate.metrics import score
-from oppu.evaluate.studies.formats import ANSWERS, QUESTIONS, reduced_task, reduced_user
+from oppu.evaluate.studies.formats import ANSWERS, QUESTIONS, _check_reducible, reduced_task, reduced_user
 from oppu.examples import Setting, query_examples, training_examples
-from oppu.records import HistoryItem, User
+from oppu.records import Dataset, HistoryItem, User
 from oppu.store import Store
 from oppu.tasks import BUILT_IN, task_to_toml
 
@@ -285,6 +286,16 @@ def test_a_question_is_asked_as_ever_over_what_is_left_of_the_history() -> None:
             assert example.prompt == f"{shown.format_map(item.fields)}\nnote: {query.input} folder:"
             if kept == ANSWERS:
                 assert item == users[0].history[-1]  # nothing can be searched: the newest
+
+
+def test_histories_without_the_answers_have_no_formats() -> None:
+    items = tuple(HistoryItem(str(n), {"title": "a title", "abstract": "a text"}, float(n)) for n in range(2))
+    trial = SimpleNamespace(task=BUILT_IN["citation"], dataset=Dataset((User("u", items),)))
+    with pytest.raises(DataError, match="citation: no item of these histories has a question and an answer that could"):
+        _check_reducible(trial)  # type: ignore[arg-type]
+    cited = HistoryItem("2", items[0].fields | {"citation": "another"}, 2.0)
+    trial.dataset = Dataset((User("u", (*items, cited)),))
+    _check_reducible(trial)  # type: ignore[arg-type]
 
 
 def test_items_that_are_one_text_have_no_formats() -> None:

@@ -20,11 +20,15 @@ from oppu.data import read_dataset, without_test_questions
 from oppu.data.sample import sample_tasks
 from oppu.evaluate.lab import whole
 from oppu.evaluate.lab.likeness import words_of
+from oppu.evaluate.lab.probe import Probe
 from oppu.evaluate.significance import mean_interval
 from oppu.examples import Setting, query_examples, training_examples
 from oppu.model.base import Base, load_base
 from oppu.model.tokens import Encoded, encode
+from oppu.recipes import Recipe, recipe_for
 from oppu.records import HistoryItem, Query, User
+from oppu.tasks import Task, find_task
+from oppu.train import TrainConfig
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +88,33 @@ def test_the_module_of_a_task_is_trained_once_though_it_is_asked_twice(tiny: Pat
     assert len(kept) == 8  # base, own, other's and joint, for two tasks
     trained = [each["value"]["seconds"] for each in kept if each["value"]["seconds"] > 0.02]
     assert len(trained) <= 3
+
+
+def test_a_module_is_trained_with_the_settings_of_the_first_task_that_it_learns(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other_for_texts(family: str, task: Task) -> Recipe:
+        recipe = recipe_for(family, task)
+        decay = 0.5 if task.kind == "text" else 0.25
+        return replace(recipe, personal=replace(recipe.personal, weight_decay=decay))
+
+    seen: dict[str, float] = {}
+    original = Probe.answers
+
+    def answers(self: Probe, name: str, *given: Any, personal: TrainConfig, **rest: Any) -> Any:
+        seen[name] = personal.weight_decay
+        return original(self, name, *given, personal=personal, **rest)
+
+    monkeypatch.setattr("oppu.recipes.recipe_for", other_for_texts)
+    monkeypatch.setattr(Probe, "answers", answers)
+    study("tasks", tiny, tmp_path, "--users", "1", "--newest", "2", place=None)
+    labels, words = (each.name for each in map(find_task, [str(sample.task) for sample in sample_tasks()]))
+    for task, own, other in ((labels, 0.25, 0.5), (words, 0.5, 0.25)):
+        assert seen[f"{task}, one for each task"] == own
+        assert seen[f"{task}, the other tasks'"] == other
+        assert seen[f"{task}, one for all tasks"] == 0.25
+    page = (tmp_path / "tasks" / "report.html").read_text(encoding="utf-8")
+    assert "The base has other settings for each of the tasks" in page
 
 
 def test_users_who_are_not_the_same_are_paired_by_the_length_of_their_histories(tiny: Path, tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from toys import COLOUR, MOTTO, REMARK, colour_user
 
 from oppu.evaluate.lab.training_cost import Clock, users_of_size
 from oppu.evaluate.studies.efficiency import _peak_mib
+from oppu.records import HistoryItem
+from oppu.tasks import HistoryForm
 
 TINY = ("--items", "2,3,4", "--tokens", "4,6,8", "--users", "1,2", "--slots", "1,2", "--epochs", "1", "--repeats", "2")
 
@@ -59,6 +61,16 @@ def test_items_have_the_words_that_are_asked_for_and_begin_differently() -> None
     assert [len(text.split()) for text in texts] == [8] * 21  # the ninth is the colour
     assert len(set(texts)) == 21
     assert all(item.fields["colour"] in COLOUR.labels for user in users for item in user.history)
+
+
+def test_items_with_long_other_fields_are_no_longer_than_asked_for() -> None:
+    fields = {"text": "a b c d e f g h", "colour": "red", "title": "one two three four five six"}
+    task = COLOUR.model_copy(update={"history": (HistoryForm(prompt="{title} {text}", answer="{colour}", shown=""),)})
+    (user,) = users_of_size(task, [HistoryItem("0", fields, 0.0)], 1, 3, 5)
+    for item in user.history:
+        assert sum(len(text.split()) for text in item.fields.values()) == 5
+        assert item.fields["colour"] == "red"
+        assert item.fields["title"] == "one two three"
 
 
 def test_a_text_task_and_one_without_prompts_have_items_of_that_size_too() -> None:

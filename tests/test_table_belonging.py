@@ -43,6 +43,8 @@ def test_the_same_folder_twice_is_one_run(tmp_path: Path) -> None:
         ({"users": 7}, "it has other users or questions than seed 0: 7 users with 35 questions, not 8 with 40"),
         ({"queries": 4}, "it has other users or questions than seed 0: 8 users with 32 questions, not 8 with 40"),
         ({"base": "large"}, "its base is large, not tiny as of seed 0"),
+        ({"adapt": None}, "the base of seed 0 was adapted, that of seed 2 was not"),
+        ({"profiles": "given"}, "its settings differ from those of seed 0: profiles given, not count"),
         ({"newest": 40}, "its settings differ from those of seed 0: newest 40, not 50"),
     ],
     ids=lambda change: next(iter(change)) if isinstance(change, dict) else "",
@@ -50,7 +52,12 @@ def test_the_same_folder_twice_is_one_run(tmp_path: Path) -> None:
 def test_a_run_with_other_users_base_or_settings_is_flagged_and_left_out(
     tmp_path: Path, change: dict[str, Any], reason: str
 ) -> None:
-    usual: dict[str, Any] = {"newest": 50, "personal": {"seed": 0, "rank": 8}}
+    usual: dict[str, Any] = {
+        "newest": 50,
+        "personal": {"seed": 0, "rank": 8},
+        "adapt": {"epochs": 2},
+        "profiles": "count",
+    }
     good = [made_run(tmp_path / "0", **usual)]
     good.append(made_run(tmp_path / "1", seed=1, **usual | {"personal": {"seed": 1, "rank": 8}}))
     odd = made_run(tmp_path / "2", seed=2, **usual | change)

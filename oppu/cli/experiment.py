@@ -35,6 +35,7 @@ from oppu.cli.options import (
     changed_training,
     open_store,
     quiet_libraries,
+    refuse_given,
 )
 from oppu.cli.progress import Meter, meter
 from oppu.cli.report import say
@@ -164,8 +165,19 @@ def experiment(
     from oppu.train import Machine
 
     is_table_1 = methods == ALL
-    if adapt_k is not None and not adapt:
-        raise ConfigError("no base is adapted", where="--adapt-k", fix="leave out --adapt-k or --no-adapt")
+    if not adapt:
+        of_bases = {
+            "--adapt-k": adapt_k,
+            "--adapt-pairs": adapt_pairs,
+            "--adapt-epochs": adapt_epochs,
+            "--base-data": base_data,
+            "--bases": bases,
+        }
+        refuse_given(of_bases, "no base is adapted", "leave out --no-adapt")
+    if profiles is None or not is_stored(profiles):
+        refuse_given(
+            {"--store": store, "--files": files}, "only profiles are read from a store", "add --profiles store"
+        )
     numbers = _numbers(k, is_table_1)
     planned = plan_runs(task, _seeds(seed, seeds), data, base_data, out)
     if profiles is not None and not is_stored(profiles) and len({each.task.name for each in planned}) > 1:
@@ -242,14 +254,11 @@ def _inputs(
     """Data and given profiles of each task, by its name. `own_profiles`: the runs make them, which is said here."""
     from oppu.data import development_set, read_dataset, without_test_questions
     from oppu.describe.default import default_way
-    from oppu.records import Dataset
 
     found = {}
     tasks = {each.task.name: each for each in planned}
     for name, each in tasks.items():
-        dataset = read_dataset(each.data, each.task)
-        if each.base_data is not None:
-            dataset = Dataset(dataset.users, read_dataset(each.base_data, each.task).base_users)
+        dataset = read_dataset(each.data, each.task, each.base_data)
         taking_part = dataset.base_users if develop is not None else (*dataset.users, *dataset.base_users)
         given = profiles_of(each.task, taking_part)  # whole histories, of which profiles are made
         if develop is not None:

@@ -1,7 +1,7 @@
 """Options that several commands share, and what they stand for."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -166,6 +166,13 @@ def _top_layers(layers: str | None) -> int | None:
     if word != "top" or not count.isdecimal() or int(count) < 1:
         raise ConfigError(f"'{layers}' is not understood", where="--layers", fix="use for example top:10")
     return int(count)
+
+
+def refuse_given(options: Mapping[str, object], why: str, fix: str) -> None:
+    """ConfigError for the first of the options, by name, that was given although it has no effect here."""
+    given = next((name for name, value in options.items() if value is not None), None)
+    if given is not None:
+        raise ConfigError(why, where=given, fix=f"leave out {given}, or {fix}")
 
 
 def some_of(names: Sequence[str]) -> str:

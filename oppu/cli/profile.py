@@ -16,6 +16,7 @@ from oppu.cli.options import (
     StoreAddress,
     TaskName,
     quiet_libraries,
+    refuse_given,
 )
 from oppu.cli.progress import Tally, meter
 from oppu.errors import ConfigError
@@ -106,6 +107,9 @@ def profile(
 
     found = find_task(task)
     counting = _is_counted(found, by, base, url, model)
+    if counting:
+        written = {"--steps": steps, "--tokens": tokens, "--context": context, "--quantize": quantize}
+        refuse_given(written, "profiles are counted, not written by a model", "add --by model")
     dataset = read_dataset(data, found)
     chosen = [*longest_histories(dataset.users, users), *(dataset.base_users if held_out else ())]
     with (

@@ -18,6 +18,6 @@ def development_set(dataset: Dataset, count: int) -> Dataset:
     if not chosen or not others:
         raise DataError(
             [f"{len(able)} held-out users have a history and a question, too few to ask {count} and adapt on others"],
-            fix="ask fewer with --users, or give more held-out users",
+            fix="ask fewer with --develop, or give more held-out users",
         )
     return Dataset(chosen, others)

@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from oppu.data.lamp import OUTPUTS, QUESTIONS, read_lamp
@@ -34,12 +34,21 @@ class Checked:
     """Harmless things that the reader settled, each with its count."""
 
 
-def read_dataset(path: Path, task: Task) -> Dataset:
-    """The users under `path`; notes go to the log. A DataError lists every problem, with file, user and item."""
+def read_dataset(path: Path, task: Task, base_path: Path | None = None) -> Dataset:
+    """The users under `path`; notes go to the log. A DataError lists every problem, with file, user and item.
+
+    `base_path`: where the held-out users are, in place of those under `path`; none of them may be a user there.
+    """
     checked = check(path, task)
     for note in checked.notes:
         _log.warning("%s: %s", path, note)
-    return checked.dataset
+    if base_path is None:
+        return checked.dataset
+    base_users, names = read_dataset(base_path, task).base_users, {user.id for user in checked.dataset.users}
+    if both := [f"held-out user {user.id} is a user of {path}, too" for user in base_users if user.id in names]:
+        fix = "the base must not have seen those who get modules: leave them out of one of the two"
+        raise DataError(both, where=str(base_path), fix=fix)
+    return replace(checked.dataset, base_users=base_users)
 
 
 def check(path: Path, task: Task) -> Checked:

@@ -3,6 +3,7 @@
 Histories and task in, profiles in the store and for the prompts out.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 
 from oppu.describe.local import LocalWriter
@@ -15,6 +16,8 @@ from oppu.profiles.request import check_askable
 from oppu.records import Profile, User
 from oppu.store import Store
 from oppu.tasks import Task
+
+_LOG = logging.getLogger("oppu.profiles")
 
 
 def is_counted(task: Task) -> bool:
@@ -41,7 +44,9 @@ def default_profiles(
     """Everyone's profiles, by user; what the store has is not made again. A user of whom none can be made has none."""
     writer = None if is_counted(task) else LocalWriter(load_base(EMBEDDED, device=device))
     way = COUNT if writer is None else writer.made
-    for done, _ in enumerate(describe(store, task, users, writer), start=1):
+    for done, described in enumerate(describe(store, task, users, writer), start=1):
+        if described.status == "failed":
+            _LOG.warning("there is no profile: %s", described.reason)
         on_progress(done, len(users))
     if way not in store.ways_of_profiles(task.name):
         return {}

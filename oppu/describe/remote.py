@@ -116,10 +116,14 @@ class RemoteWriter:
         }
 
     def _text(self, response: httpx.Response) -> str:
+        text: object = None
         try:
-            text = response.json()["choices"][0]["message"]["content"]
+            message = dict(response.json()["choices"][0]["message"])
+            if (text := message["content"]) is None:  # of this user's request: filtered, or out of tokens
+                fix = "give it more tokens with --tokens, or use another model"
+                raise ModelError("the server answered with no text", where=self._shown, fix=fix)
         except (ValueError, LookupError, TypeError):
-            text = None
+            pass
         if not isinstance(text, str):
             what = "the server's answer is not that of OpenAI's chat completions"
             raise ConfigError(what, where=self._shown, fix="check --url; it usually ends in /v1")

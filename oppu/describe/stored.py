@@ -6,8 +6,8 @@ from pathlib import Path
 from oppu.errors import ConfigError, DataError
 from oppu.profiles import read_profiles
 from oppu.profiles.timeline import in_order, items_digest
-from oppu.records import Profile, User, UserProfile
-from oppu.store import Store
+from oppu.records import HistoryItem, Profile, User, UserProfile
+from oppu.store import ProfileRecord, Store
 from oppu.tasks import Task
 
 STORE = "store"
@@ -52,13 +52,18 @@ def stored_profiles(
         record = records.get(user.id)
         if record is None:
             continue
-        if items_digest(in_order(user.history)[: len(record.item_ids)]) == record.items_digest:
+        if is_of(record, user.history):
             found[user.id] = record.profiles
         else:
             problems.append(f"the profile of user '{user.id}' was made from another history")
     if problems:
         raise DataError(problems, where=store.name, fix="run `oppu profile` with these data again")
     return found
+
+
+def is_of(record: ProfileRecord, history: Sequence[HistoryItem]) -> bool:
+    """Whether what the profile was made from is the beginning of the history."""
+    return items_digest(in_order(history)[: len(record.item_ids)]) == record.items_digest
 
 
 def _way(store: Store, task: Task, made: str | None) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
+from oppu.describe.stored import is_of
 from oppu.describe.writer import Writer, first_requests, write_profiles
 from oppu.errors import ModelError
 from oppu.profiles.count import check_countable, counted_profiles
@@ -77,6 +78,9 @@ def describe(
                     for user_id, each in made_now.items()
                 ]
             )
+            untold = [user_id for user_id in portion if user_id in kept and user_id not in {*made_now, *old}]
+            stale = [user_id for user_id in untold if not is_of(kept[user_id], histories[user_id])]
+            store.drop_profiles(task.name, made, stale)  # what they tell of is gone
             for user_id in portion:
                 if user_id in failed:
                     yield Described(user_id, "failed", f"user {user_id}: {failed[user_id]}")

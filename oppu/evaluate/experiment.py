@@ -6,6 +6,7 @@ minute before. Bases and modules lie in the run's own store, so that the answers
 """
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -27,7 +28,7 @@ from oppu.evaluate.under_way import FOLDER as UNDER_WAY
 from oppu.evaluate.under_way import UnderWay, forget
 from oppu.examples import PLAIN, Setting
 from oppu.model.base import Base, load_base
-from oppu.model.devices import AUTO, find_device, find_dtype
+from oppu.model.devices import AUTO, dtype_name, find_device
 from oppu.model.engine import Progress
 from oppu.model.quantize import check_quantization
 from oppu.personalize import Plan, base_of, longest_histories, personalize
@@ -37,6 +38,7 @@ from oppu.store.files import make_folders, os_errors, write_atomically
 from oppu.tasks import Task
 from oppu.train import Machine
 
+_LOG = logging.getLogger("oppu.evaluate")
 _RECORD = "run.json"
 """Says in a folder that a run works there, and with what."""
 
@@ -73,8 +75,9 @@ def run(
     `report`: False leaves report.html out. `bases`: another run's folder, or a store's, whose bases are taken over
     where they were adapted on the very same.
     """
-    checked = _checked(experiment, dataset, out, profiles, fresh, device, bases)
-    _prepare(out, checked.record, fresh)
+    experiment = _settled(experiment, device)
+    checked = _checked(experiment, dataset, out, profiles, fresh, bases)
+    _prepare(out, checked.record, fresh, checked.is_outdated)
     users, base_users, finished = checked.users, checked.base_users, dict(checked.finished)
     with Store(out / "store") as store:
         bench = _Bench(
@@ -114,7 +117,12 @@ def check(
     bases: Path | None = None,
 ) -> None:
     """Raise what `run` would raise of these before it trains anything; nothing is written."""
-    _checked(experiment, dataset, out, profiles, fresh, device, bases)
+    _checked(_settled(experiment, device), dataset, out, profiles, fresh, bases)
+
+
+def _settled(experiment: Experiment, device: str) -> Experiment:
+    """With the precision that auto stands for: cells of another one are not taken for these."""
+    return replace(experiment, dtype=dtype_name(experiment.dtype, find_device(device)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +135,8 @@ class _Checked:
     """Of the cells, by method and k, in the order of the table."""
     finished: Mapping[tuple[str, int], Cell]
     """What an earlier run left of them."""
+    is_outdated: bool
+    """Whether some of what it left was made otherwise, and is to be made anew."""
     record: Mapping[str, Any]
     """What is to stand in run.json."""
 
@@ -137,19 +147,20 @@ def _checked(
     out: Path,
     profiles: Mapping[str, UserProfile] | None,
     fresh: bool,
-    device: str,
     bases: Path | None,
 ) -> _Checked:
     check_made_in(bases)
     dataset = without_test_questions(experiment.task, dataset)
-    users, base_users = longest_histories(dataset.users, experiment.users), dataset.base_users
+    asked = [user for user in dataset.users if user.queries]
+    users, base_users = longest_histories(asked, experiment.users), dataset.base_users
     _check_data(experiment, users, base_users)
     methods = {(name, k): experiment.method_of(name, k) for name, k in experiment.columns()}
     way = _way_of_profiles(experiment.task) if profiles is None and experiment.is_table_1 else ""
     needing = [name for (name, _), m in methods.items() if m.setting.profile]
     if needing and profiles is None and not way:
         raise ConfigError(f"{needing[0]} shows profiles, and there are none", where="--methods", fix="give --profiles")
-    find_dtype(experiment.dtype, find_device(device))
+    if needing and profiles is not None:
+        _check_profiles(profiles, users)
     if experiment.quantize is not None:
         check_quantization(experiment.quantize)
     fingerprint = run_fingerprint(experiment, users, base_users)
@@ -163,18 +174,31 @@ def _checked(
     record = _record(out, without_modules, modules, fresh)
     kept = {(cell.method, cell.k): cell for cell in (() if fresh else read_cells(out))}
     finished = {column: cell for column, cell in kept.items() if wanted.get(column) == cell.fingerprint}
-    return _Checked(users, base_users, wanted, finished, record)
+    is_outdated = any(column in wanted and column not in finished for column in kept)
+    return _Checked(users, base_users, wanted, finished, is_outdated, record)
 
 
 def _check_data(experiment: Experiment, users: Sequence[User], base_users: Sequence[User]) -> None:
-    """DataError for a question without an answer, and for held-out users who give nothing to adapt on."""
+    """DataError for no question, one without an answer, and for held-out users who give nothing to adapt on."""
     task = experiment.task
+    if not users:
+        raise DataError(["no user has a question"], where=task.name, fix="give data with questions and their answers")
     if unlabelled := [query.id for user in users for query in user.queries if query.gold is None]:
         problems = [f"query {name} has no label" for name in unlabelled]
         raise DataError(problems, where=task.name, fix="an experiment needs every answer")
     if experiment.adapt is not None and not any(_has_pairs(user, experiment.histories) for user in base_users):
         what = "there are no held-out users to adapt the base on"
         raise DataError([what], where=task.name, fix="give --base-data, or use the plain base with --no-adapt")
+
+
+def _check_profiles(profiles: Mapping[str, UserProfile], users: Sequence[User]) -> None:
+    """DataError where nobody who is asked has a profile; a warning where somebody has none."""
+    without = [user.id for user in users if user.id not in profiles]
+    if len(without) == len(users):
+        what = f"none of the {len(profiles)} profiles is of a user who is asked"
+        raise DataError([what], where="--profiles", fix="make them with `oppu profile` on the same data")
+    if without:
+        _LOG.warning("%d of %d users have no profile; their prompts show none", len(without), len(users))
 
 
 def _has_pairs(user: User, histories: bool) -> bool:
@@ -356,8 +380,8 @@ def _recorded(out: Path) -> dict[str, Any]:
     return {}
 
 
-def _prepare(out: Path, record: Mapping[str, Any], fresh: bool) -> None:
-    """Make the run's folder, without what an earlier run left if `fresh`."""
+def _prepare(out: Path, record: Mapping[str, Any], fresh: bool, is_outdated: bool) -> None:
+    """Make the run's folder, without what an earlier run left if `fresh`; without its results if they are outdated."""
     with os_errors(out):
         if fresh:
             for part in ("cells", "predictions", "store", UNDER_WAY):
@@ -365,14 +389,18 @@ def _prepare(out: Path, record: Mapping[str, Any], fresh: bool) -> None:
                     shutil.rmtree(out / part)
             for file in (RESULTS_FILE, "report.html", TASK_FILE):
                 (out / file).unlink(missing_ok=True)
+        if is_outdated:  # else an interrupted run would look finished, with old and new cells in its table
+            (out / RESULTS_FILE).unlink(missing_ok=True)
         make_folders(out)
     write_atomically(out / _RECORD, json.dumps(record).encode())
 
 
 def _config(experiment: Experiment, command: str, profiles: Mapping[str, UserProfile] | None) -> Mapping[str, Any]:
     shown: dict[str, str] = {}
-    if experiment.is_table_1:
-        shown["profiles"] = default_way(experiment.task) if profiles is None else "given"
+    if profiles is not None:
+        shown["profiles"] = "given"
+    elif experiment.is_table_1:
+        shown["profiles"] = default_way(experiment.task)
     return {
         "command": command,
         **{k: v for k, v in asdict(experiment).items() if k != "task"},

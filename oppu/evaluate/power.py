@@ -17,7 +17,7 @@ from statistics import NormalDist
 import numpy as np
 
 from oppu.errors import ConfigError, DataError
-from oppu.evaluate.metrics import HIGHER_IS_BETTER, FloatArray, per_query
+from oppu.evaluate.metrics import HIGHER_IS_BETTER, FloatArray, metrics_of, per_query
 from oppu.evaluate.results import Prediction
 from oppu.tasks import Task
 
@@ -70,12 +70,12 @@ def gains_by_user(task: Task, a: Sequence[Prediction], b: Sequence[Prediction], 
 
     ConfigError for a metric that is no mean over questions; DataError where the methods answered different ones.
     """
-    if metric not in _MEANS:
-        raise ConfigError(
-            f"{metric} is no mean over questions, so what one more question tells is not known",
-            where="--metric",
-            fix=f"use one of: {', '.join(_MEANS)}",
-        )
+    of_task = [each for each in metrics_of(task) if each in _MEANS]
+    if metric not in of_task:
+        what = "is no mean over questions, so what one more question tells is not known"
+        if metric not in metrics_of(task):
+            what = f"is no metric of task {task.name}"
+        raise ConfigError(f"{metric} {what}", where="--metric", fix=f"use one of: {', '.join(of_task)}")
     golds_a, golds_b = ({(p.user_id, p.query_id): p.gold for p in side} for side in (a, b))
     if golds_a != golds_b:
         raise DataError(["the two methods did not answer the same queries"], fix="compare methods of one run")

@@ -44,6 +44,11 @@ def find_dtype(wanted: torch.dtype | str, device: torch.device) -> torch.dtype:
     return DTYPES[wanted]
 
 
+def dtype_name(wanted: torch.dtype | str, device: torch.device) -> str:
+    """`find_dtype` by its name: what auto stands for on this device."""
+    return str(find_dtype(wanted, device)).removeprefix("torch.")
+
+
 def _check_cuda(device: torch.device) -> None:
     if not torch.cuda.is_available():
         built = "" if torch.version.cuda else " (this build of torch has no CUDA)"

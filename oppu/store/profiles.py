@@ -39,6 +39,15 @@ def put_profiles(database: Database, records: Sequence[ProfileRecord]) -> None:
                 raise
 
 
+def drop_profiles(database: Database, task: str, made: str, users: Sequence[str]) -> None:
+    """Removes these users' records of the task, made in this way; no error where there are none."""
+    with database.writing() as connection:
+        for some in cut(users):
+            connection.execute(
+                delete(PROFILES).where(PROFILES.c.user_id.in_(some), PROFILES.c.task == task, PROFILES.c.made == made)
+            )
+
+
 def profiles(
     database: Database, task: str, made: str | None = None, users: Sequence[str] | None = None
 ) -> tuple[ProfileRecord, ...]:

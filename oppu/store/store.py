@@ -118,6 +118,10 @@ class Store:
         """Keeps profiles, each record in place of that of its user, task and way; one transaction, all or none."""
         profiles.put_profiles(self._database, records)
 
+    def drop_profiles(self, task: str, made: str, users: Sequence[str]) -> None:
+        """Removes what was told of these users for the task in this way; no error where there is nothing."""
+        profiles.drop_profiles(self._database, task, made, users)
+
     def profiles(
         self, task: str, made: str | None = None, users: Sequence[str] | None = None
     ) -> tuple[ProfileRecord, ...]:

@@ -97,6 +97,18 @@ def ask(
     ]
 
 
+def check_alike(task: Task, examples: Sequence[Example]) -> None:
+    """DataError where only some right answers are labels of the task: their NLL would not be of one kind."""
+    if not task.labels:
+        return
+    others = [example.item_id for example in examples if as_label(task, str(example.answer)) is None]
+    if 0 < len(others) < len(examples):
+        what = (
+            f"{len(others)} of {len(examples)} right answers are none of the task's labels, such as that of {others[0]}"
+        )
+        raise DataError([what], where=task.name, fix="leave these items or questions out; the others are labels")
+
+
 def questions_of(task: Task, users: Sequence[User], setting: "Setting") -> dict[str, tuple[Example, ...]]:
     """Every user's questions as the model is shown them, by user; DataError for one without a right answer."""
     from oppu.examples import query_examples

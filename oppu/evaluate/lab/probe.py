@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from oppu import __version__
 from oppu.errors import ModelError
 from oppu.evaluate.circumstances import versions
-from oppu.evaluate.lab.answers import Answer, ask
+from oppu.evaluate.lab.answers import Answer, ask, check_alike
 from oppu.evaluate.lab.kept import Kept
 from oppu.evaluate.lab.trial import AdaptedBase, Trial
 from oppu.records import Example
@@ -80,7 +80,10 @@ class Probe:
         `name`: for the progress. `base`: None: the trial's own, adapted under `setting`. `write`: whether a text task's
         answers are written, too, and not their likelihood alone taken.
         """
+        from oppu.model.devices import AUTO, dtype_name, find_device
+
         task = task if task is not None else self.trial.task
+        check_alike(task, [example for lesson in lessons for example in lesson.asked])
         adapted = base if base is not None else self.trial.adapted(setting)
         config = personal if personal is not None else self.trial.recipe.personal
         listed: list[Answer] = []
@@ -95,6 +98,7 @@ class Probe:
                 "lessons": [fingerprint(lesson.learnt) + fingerprint(lesson.asked) for lesson in group],
                 "names": [lesson.name for lesson in group],
                 "write": write,
+                "dtype": dtype_name(AUTO, find_device(self.trial.settings.device)),
                 "versions": versions(),
             }
             measure = partial(self._measure, name, task, adapted, config, group, write, json.dumps(inputs))
@@ -221,4 +225,5 @@ def fingerprint(examples: Sequence[Example]) -> str:
     digest = hashlib.sha256()
     for example in examples:
         digest.update(f"\0{example.user_id}\0{example.item_id}\0{example.prompt}\0{example.answer}".encode())
+        digest.update(json.dumps(example.options).encode() if example.options else b"")
     return digest.hexdigest()[:24]

@@ -5,7 +5,7 @@ words. So sizes vary and everything else stays: the task's prompts, its answers,
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -66,7 +66,8 @@ class Case:
 def users_of_size(task: Task, corpus: Sequence[HistoryItem], users: int, items: int, words: int) -> list[User]:
     """Users whose items have `words` words each, of the text of the corpus.
 
-    Of the fields of an item's prompt and answer the one with most text is cut anew; the others stay, and are counted.
+    Of the fields of an item's prompt and answer the one with most text is cut anew; the others stay as far as there is
+    room, the shortest first and of each a word at least, and are counted.
     """
     varied = _longest_field(task, corpus)
     stream = [word for item in corpus for word in item.fields.get(varied, "").split()]
@@ -76,14 +77,25 @@ def users_of_size(task: Task, corpus: Sequence[HistoryItem], users: int, items: 
         for place in range(items):
             number = user * items + place
             source = corpus[number % len(corpus)]
-            others = sum(len(source.fields[name].split()) for name in _fields(task, source) - {varied})
-            length = max(1, words - others)
+            others = _cut_to(words - 1, {name: source.fields[name] for name in _fields(task, source) - {varied}})
+            length = max(1, words - sum(len(text.split()) for text in others.values()))
             start = number * words + number * words // len(stream)  # after a round, one word further on
             text = " ".join(stream[(start + i) % len(stream)] for i in range(length))
-            fields = {**source.fields, varied: text}
+            fields = {**source.fields, **others, varied: text}
             history.append(HistoryItem(f"user{user}-{place}", fields, float(place)))
         made.append(User(f"user{user}", tuple(history)))
     return made
+
+
+def _cut_to(words: int, texts: Mapping[str, str]) -> dict[str, str]:
+    """The texts by name, in so many words together if each has at most its first one."""
+    found: dict[str, str] = {}
+    for name in sorted(texts, key=lambda name: (len(texts[name].split()), name)):
+        later = len(texts) - len(found) - 1
+        kept = texts[name].split()[: max(1, words - later)]
+        found[name] = texts[name] if len(kept) == len(texts[name].split()) else " ".join(kept)
+        words -= len(kept)
+    return found
 
 
 def _longest_field(task: Task, corpus: Sequence[HistoryItem]) -> str:

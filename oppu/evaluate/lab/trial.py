@@ -142,6 +142,7 @@ class Trial:
         """
         from oppu.evaluate.design import Experiment, method, run_fingerprint
         from oppu.evaluate.experiment import run
+        from oppu.model.devices import AUTO, dtype_name, find_device
 
         seed, data = self.settings.seed, dataset if dataset is not None else self.dataset
         retriever = self.settings.retriever
@@ -164,6 +165,7 @@ class Trial:
                 personal=personal if personal is not None else self.recipe.personal,
                 newest=self.settings.newest,
                 seed=seed,
+                dtype=dtype_name(AUTO, find_device(self.settings.device)),
                 retriever=retriever,
             )
             key = run_fingerprint(experiment, data.users, data.base_users)[:12]
@@ -243,9 +245,7 @@ def open_trial(
     if settings.task is None or settings.data is None:
         settings = on_sample(settings)
     task, data = find_task(str(settings.task)), Path(str(settings.data))
-    dataset = read_dataset(data, task)
-    if settings.base_data is not None:
-        dataset = replace(dataset, base_users=read_dataset(settings.base_data, task).base_users)
+    dataset = read_dataset(data, task, settings.base_data)
     dataset = without_test_questions(task, dataset)
     users = tuple(longest_histories([user for user in dataset.users if user.queries], settings.users))
     if not any(user.history for user in users):

@@ -25,7 +25,7 @@ from oppu.tasks import BUILT_IN, Task
 MORE_QUERIES = 50
 """Questions of each user, of the second number of users needed."""
 
-_VARIES = ("command", "methods", "k", "seed", "adapt.seed", "personal.seed", "base", "profiles")
+_VARIES = ("command", "methods", "k", "seed", "adapt.seed", "personal.seed", "base")
 """Settings in which the runs of a task may differ; the base is compared by itself."""
 _VERSIONS = "versions."
 _COLUMNS = {(column.method, column.k): column for column in TABLE_1}
@@ -209,6 +209,9 @@ def _odd(first: Run, run: Run) -> str:
         return f"it has other users or questions than seed {first.seed}: {sizes}"
     if run.base != first.base:
         return f"its base is {run.base}, not {first.base} as of seed {first.seed}"
+    if (run.config.get("adapt") is None) != (first.config.get("adapt") is None):
+        adapted, plain = (first.seed, run.seed) if run.config.get("adapt") is None else (run.seed, first.seed)
+        return f"the base of seed {adapted} was adapted, that of seed {plain} was not"
     own, usual_settings = _settings(run), _settings(first)
     differing = [key for key in own if key in usual_settings and own[key] != usual_settings[key]]
     if differing:

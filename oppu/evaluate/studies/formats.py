@@ -8,7 +8,7 @@ import string
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from oppu.errors import ConfigError
+from oppu.errors import ConfigError, DataError
 from oppu.evaluate.comparisons import score_cells
 from oppu.evaluate.lab.trial import (
     Ran,
@@ -38,6 +38,7 @@ class Settings(TrialSettings):
 
 def _run(settings: Settings, place: Workplace) -> Outcome:
     trial = open_trial(settings, place)
+    _check_reducible(trial)
     ran: dict[str, Ran] = {WHOLE: trial.run(WHOLE, ("base", *METHODS), k=(settings.k,))}
     for name in (QUESTIONS, ANSWERS):
         task = reduced_task(trial.task, name)
@@ -82,6 +83,14 @@ def reduced_task(task: Task, kept: str) -> Task:
 def reduced_user(task: Task, user: User, kept: str) -> User:
     """The user with items that hold these fields alone; their baselines, prompts and searches see no others."""
     return replace(user, history=tuple(_reduced_item(task, item, kept) for item in user.history))
+
+
+def _check_reducible(trial: Trial) -> None:
+    """DataError where every item holds its question, or its answer, alone already."""
+    users = trial.dataset.users
+    if all(reduced_user(trial.task, user, kept) == user for user in users for kept in (QUESTIONS, ANSWERS)):
+        what = "no item of these histories has a question and an answer that could be told apart"
+        raise DataError([what], where=trial.task.name, fix="use data whose items have both")
 
 
 def _reduced_form(form: HistoryForm, kept: str) -> HistoryForm:

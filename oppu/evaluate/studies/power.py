@@ -214,7 +214,7 @@ def _sentence(pair: _Pair, metric: str, found: dict[tuple[str, int, int], list[f
     needed = users_needed(spread, difference, queries, POWER)
     most = max(pair.queries)
     more = users_needed(spread, difference, most, POWER)
-    gain = f"{pair.name}: gain {signed(spread.gain)} in {TITLES[metric]}"
+    gain = f"{pair.name}: gain {signed(spread.gain)} in {TITLES[metric]}, each user counted alike"
     what = f"If {number(difference)} is the true difference, a run of this size finds it with a power of {power:.2f}"
     sentence = f"{gain}. {what}; {POWER:.0%} needs {needed:,} users with {_count(queries)} each"
     sentence += f", or {more:,} with {most}." if most > queries else "."

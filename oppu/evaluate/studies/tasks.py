@@ -135,7 +135,7 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
         notes=(
             "One for all tasks: a module of the same rank learns the items of all tasks, and so takes as many steps as "
             "the others together; a person has one module instead of one for each task. The other tasks': how a module "
-            "answers that has learnt every task but the one asked.",
+            "answers that has learnt every task but the one asked." + _settings_note(trials),
             f"All modules stand on one base. {trials[0].base_note('to all tasks together')} Gains are of NLL; "
             "intervals: users resampled.",
         ),
@@ -195,11 +195,12 @@ def _measured(settings: Settings, place: Workplace, trials: Sequence[Trial], peo
     asked = [_asked(trial, people, at) for at, trial in enumerate(trials)]
 
     def way(at: int, modules: str, what: Sequence[int], probe: Probe) -> _Way:
+        personal = trials[what[0] if what else at].recipe.personal
         items = [tuple(example for task in what for example in learnt[task][row]) for row in range(len(people))]
         lessons = [Lesson(p.id, items[row], asked[at][row]) for row, p in enumerate(people)]
         trial = trials[at]
         name = f"{trial.task.name}, {modules}"
-        found = probe.answers(name, lessons, PLAIN, task=trial.task, base=base, personal=trials[0].recipe.personal)
+        found = probe.answers(name, lessons, PLAIN, task=trial.task, base=base, personal=personal)
         return _Way(trial, modules, found.listed, sum(map(len, items)) / len(items))
 
     ways = [way(at, BASE, (), probes[0]) for at in tasks]
@@ -213,6 +214,16 @@ def _measured(settings: Settings, place: Workplace, trials: Sequence[Trial], peo
     ways += [way(at, JOINT, tasks, probes[1]) for at in tasks]
     order = (BASE, OTHER, OWN, JOINT)
     return sorted(ways, key=lambda each: (trials.index(each.trial), order.index(each.modules)))
+
+
+def _settings_note(trials: Sequence[Trial]) -> str:
+    """Whose settings a module of several tasks has, where it matters."""
+    if all(trial.recipe.personal == trials[0].recipe.personal for trial in trials):
+        return ""
+    return (
+        " The base has other settings for each of the tasks: a module of several is trained with those of the first of "
+        "them."
+    )
 
 
 def _asked(trial: Trial, people: Sequence[_Person], at: int) -> list[tuple[Example, ...]]:
