@@ -170,7 +170,7 @@ def adapt(
     """
     started = datetime.now(UTC)
     fingerprint = adaption_fingerprint(base, task, examples, config)
-    encoded = tuple(encode(base.tokenizer, examples, min(config.train.max_tokens, base.max_tokens)))
+    encoded = tuple(encode(base.tokenizer, examples, config.train.tokens_for(base)))
     file = _checkpoint_file(folder)
     begun = _begun(file, fingerprint)
     if begun is not None:

@@ -86,7 +86,7 @@ def personalize(
                 yield Personalized(user.id, "kept", record)
             else:
                 try:
-                    tokens = encode(base.tokenizer, examples, min(plan.train.max_tokens, base.max_tokens))
+                    tokens = encode(base.tokenizer, examples, plan.train.tokens_for(base))
                 except ModelError as error:  # an answer that is too long
                     yield Personalized(user.id, "failed", None, error.line())
                     continue

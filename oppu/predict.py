@@ -112,11 +112,8 @@ def score_answers(
 
     ModelError when an answer alone is longer than `max_tokens`.
     """
-    encoded = encode(base.tokenizer, [question.example for question in questions], max_tokens - virtual_tokens)
-    listed = [
-        (question.slot, each.after_virtual(virtual_tokens if question.slot >= 0 else 0))
-        for question, each in zip(questions, encoded, strict=True)
-    ]
+    encoded = _encoded(base, questions, max_tokens, virtual_tokens)
+    listed = [(question.slot, each) for question, each in zip(questions, encoded, strict=True)]
     found: dict[tuple[int, Encoded], float] = {}
     _log_probs(base, listed, found, tokens_per_pass, lambda rows: on_done(sum(len(row.examples) for row in rows)))
     return [found[slot, each] / each.answer_tokens for slot, each in listed]
@@ -163,7 +160,7 @@ def generate(
 ) -> list[str]:
     """Greedy decoding up to the end token, `stop` or the task's length limit; finished rows make room for others."""
     room = max_tokens - task.max_answer_tokens
-    encoded = _prompts(base, questions, room, virtual_tokens)
+    encoded = _encoded(base, questions, room, virtual_tokens, answers=False)
     prompts = [Prompt(i, questions[i].slot, prompt.tokens) for i, prompt in enumerate(encoded)]
 
     def finished(tokens: Sequence[int]) -> bool:
@@ -228,11 +225,16 @@ def text_of(base: Base, tokens: Sequence[int], stop: str) -> str:
     return text.strip().split(stop)[0].strip()
 
 
-def _prompts(base: Base, questions: Sequence[Question], room: int, virtual_tokens: int) -> list[Encoded]:
-    """The questions' prompts, cut to `room` tokens, behind the virtual tokens where a module answers."""
-    prompts = encode(base.tokenizer, [q.example for q in questions], room, answers=False)
-    pairs = zip(questions, prompts, strict=True)
-    return [prompt.after_virtual(virtual_tokens if question.slot >= 0 else 0) for question, prompt in pairs]
+def _encoded(
+    base: Base, questions: Sequence[Question], room: int, virtual_tokens: int, *, answers: bool = True
+) -> list[Encoded]:
+    """As `encode`, in `room` tokens with the virtual ones, which stand before the text where a module answers."""
+    found: dict[int, Encoded] = {}
+    for is_personal, count in ((True, virtual_tokens), (False, 0)):
+        places = [place for place, question in enumerate(questions) if (question.slot >= 0) == is_personal]
+        encoded = encode(base.tokenizer, [questions[place].example for place in places], room - count, answers=answers)
+        found |= {place: each.after_virtual(count) for place, each in zip(places, encoded, strict=True)}
+    return [found[place] for place in range(len(questions))]
 
 
 def _branches(
@@ -245,7 +247,7 @@ def _branches(
     ]
     answers = {each: encode_answers(base.tokenizer, each) for each in set(texts)}
     room = max_tokens - max(len(tokens) for listed in answers.values() for tokens in listed)
-    prompts = _prompts(base, questions, room, virtual_tokens)
+    prompts = _encoded(base, questions, room, virtual_tokens, answers=False)
     return [
         [Encoded((*prompt.tokens, *label), len(prompt.tokens)) for label in answers[each]]
         for prompt, each in zip(prompts, texts, strict=True)

@@ -60,6 +60,10 @@ class TrainConfig:
     held_out: float = 0.1
     """Share of a user's items, the newest, that are kept for early stop instead of trained on; at least one."""
 
+    def tokens_for(self, base: Base) -> int:
+        """The most tokens of an example: as many as the base takes, less those of a soft prompt."""
+        return min(self.max_tokens, base.max_tokens) - self.module.virtual_tokens
+
     def module_for(self, base: Base) -> ModuleConfig:
         """Kind and shape of the modules on this base."""
         return self.module if self.top_layers is None else on_top_layers(base.model, self.module, self.top_layers)
@@ -213,12 +217,12 @@ def train(
                         yield job
                 if not learners:
                     return
-                _watch(engine, [learner for learner in learners if learner.is_due])
+                _watch(engine, learners)
                 losses = engine.backward({learner.slot: next(learner.batches) for learner in learners})
                 for learner in learners:
                     learner.losses.append(losses[learner.slot])
                     _update(bank, learner, config)
-                _watch(engine, [learner for learner in learners if learner.is_due])
+                _watch(engine, learners)
                 for learner in [one for one in learners if one.is_done(config.patience)]:
                     if learner.best is not None:
                         bank.values[learner.slot] = learner.best
@@ -291,11 +295,13 @@ def _held_out(count: int, config: TrainConfig) -> int:
 
 
 def _watch(engine: Engine, learners: Sequence[_Learner]) -> None:
-    """The losses on the learners' held-out items; the values that gave the least are kept."""
-    if not learners:
+    """The losses on the held-out items of those who are due; the values that gave the least are kept."""
+    due = [learner for learner in learners if learner.is_due]
+    if not due:
         return
-    losses = engine.losses({learner.slot: learner.held_out for learner in learners})
-    for learner in learners:
+    others = [learner.slot for learner in learners if not learner.is_due]
+    losses = engine.losses({learner.slot: learner.held_out for learner in due}, others)
+    for learner in due:
         loss = losses[learner.slot]
         if loss < min(learner.held_out_losses, default=math.inf):
             learner.best = engine.bank.values[learner.slot].clone()

@@ -209,6 +209,14 @@ def test_bases_of_a_mistyped_run_are_refused_before_anything_is_made(world: Worl
     assert not (tmp_path / "out" / "store").exists()
 
 
+def test_a_trunk_below_modules_on_all_layers_is_refused(world: World, tmp_path: Path) -> None:
+    options = ("--task", world.task, "--data", world.data, "--store", tmp_path / "new", "--trunk", tmp_path / "trunk")
+    assert refused("personalize", *options).startswith(
+        "--trunk: modules on all layers have no layers below them; leave"
+    )
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_base_that_cannot_be_loaded_is_one_clear_line(world: World, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     options = ("--task", world.task, "--data", world.data, "--store", world.store)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from oppu.model import attention
 from oppu.model.attention import PackedLayout
-from oppu.model.flex import BLOCK, TreeAttention, tree_mask
+from oppu.model.flex import BLOCK, TreeAttention, _Finite, _FiniteGradient, tree_mask
 from oppu.model.packing import pack
 
 CPU = torch.device("cpu")
@@ -57,3 +57,27 @@ def test_the_trial_accepts_what_works_and_refuses_what_does_not(monkeypatch: pyt
             assert attention._flex_works.__wrapped__(CPU, dtype, 4, 2, 32) == works
             with torch.inference_mode():  # as in the first pass of all, when a base is loaded
                 assert attention._flex_works.__wrapped__(CPU, dtype, 4, 2, 32) == works
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@torch.no_grad()
+def test_a_user_who_diverges_does_not_reach_the_neighbours_in_the_same_block() -> None:
+    rows = [pack([range(length)]) for length in (50, 40, 200)]
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, heads, 290, 16) for heads in (4, 2, 2))
+    expected = TreeAttention(rows, CPU).attend(query, key, value, 0.3)
+    for tensor in (query, key, value):
+        tensor[:, :, 50:70], tensor[:, :, 70:90] = float("nan"), float("inf")
+    found = TreeAttention(rows, CPU).attend(query, key, value, 0.3)
+    others = [*range(50), *range(90, 290)]
+    assert torch.equal(found[:, :, others], expected[:, :, others])
+
+
+def test_gradients_that_are_not_finite_reach_no_neighbour_either() -> None:
+    x = torch.tensor([1.0, float("nan"), float("-inf")], requires_grad=True)
+    assert _Finite.apply(x).tolist() == [1.0, 0.0, 0.0]
+    (through,) = torch.autograd.grad(_Finite.apply(x).sum(), x)
+    assert through.tolist() == [1.0, 1.0, 1.0]
+    y = torch.ones(3, requires_grad=True)
+    (grad,) = torch.autograd.grad((_FiniteGradient.apply(y) * x.detach()).sum(), y)
+    assert grad.tolist() == [1.0, 0.0, 0.0]

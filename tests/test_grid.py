@@ -233,7 +233,16 @@ def test_a_task_that_says_nothing_of_profiles_is_refused_before_anything_is_done
     [
         (("--methods", "all", "--k", "1"), "--k: the columns of Table 1 have their own numbers of items"),
         (("--methods", "all,base"), "--methods: unknown method 'all'; use some of: base"),
-        (("--adapt-k", "1", "--no-adapt"), "--adapt-k: no base is adapted"),
+        (
+            ("--adapt-k", "1", "--no-adapt"),
+            "--adapt-k: no base is adapted; leave out --adapt-k, or leave out --no-adapt",
+        ),
+        (("--adapt-pairs", "9", "--no-adapt"), "--adapt-pairs: no base is adapted"),
+        (("--store", "x"), "--store: only profiles are read from a store; leave out --store, or add --profiles store"),
+        (
+            ("--trunk", "x"),
+            "--trunk: modules on all layers have no layers below them; leave out --trunk, or add --layers",
+        ),
         (("--seeds", "0,one"), "--seeds: '0,one' is no list of seeds; use for example --seeds 0,1,2"),
         (("--seeds", "0,1", "--seed", "3"), "--seeds: --seed and --seeds are given"),
         (("--seeds", "0,1,0"), "--seeds: seed 0 is named twice"),

@@ -12,7 +12,7 @@ from peft import IA3Config, PeftModel, PromptTuningConfig, get_peft_model, set_p
 from peft import LoraConfig as PeftLoraConfig
 from test_predict import LABELS, QUESTIONS
 from test_train import difference, jobs, padded
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
 
 from oppu.errors import ConfigError, ModelError
 from oppu.model.bank import Bank, portable, user_seed
@@ -32,7 +32,9 @@ from oppu.model.kinds import (
     lora_xs,
 )
 from oppu.model.module import Module, read_module, write_module
-from oppu.predict import Question, generate, score_labels
+from oppu.model.tokens import encode
+from oppu.predict import Question, generate, score_answers, score_labels
+from oppu.records import Example
 from oppu.train import Job, Machine, TrainConfig, batches_of, learning_rate_factor, train
 
 PEFT = {
@@ -181,6 +183,48 @@ def test_a_fresh_module_changes_nothing_and_a_merged_one_equals_the_bank(kind: s
     bank.merge(1)
     torch.testing.assert_close(log_probs(-1), unmerged, atol=1e-4, rtol=1e-4)
     assert (unmerged - before).abs().max() > 0.01
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "targets",
+    [
+        ("model.layers.1.self_attn.v_proj", "model.layers.1.mlp.down_proj"),  # as of modules on the top layer
+        ("self_attn.k_proj", "mlp.down_proj"),
+    ],
+)
+def test_ia3_on_layers_named_in_full_can_be_stored_loaded_and_used_by_peft(
+    base: Base, tmp_path: Path, targets: tuple[str, ...]
+) -> None:
+    config = Ia3Config(targets=targets)
+    bank = filled(base.model, config)
+    module = bank.module(1)
+    again = Bank(base.model, config, 1)
+    again.load(0, module)
+    assert torch.equal(again.values[0], bank.values[1])
+    write_module(module, tmp_path / "module")
+    model = PeftModel.from_pretrained(tiny_model(), str(tmp_path / "module")).eval()
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    with bank.attach():
+        found = Decoder(base.model).admit([Prompt(0, 1, tuple(ids[0].tolist()))])[0]
+    torch.testing.assert_close(found, model(input_ids=ids).logits[0, -1], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_ia3_multiplies_in_float32_over_a_bfloat16_base_as_peft_does() -> None:
+    ids = torch.tensor([[5, 6, 7, 8, 9, 11, 14]])
+    base = make_base("tiny", tiny_model().to(torch.bfloat16), tiny_tokenizer())
+    bank = Bank(base.model, Ia3Config(), 1)
+    bank.values[0] = 1.003  # in bfloat16: 1
+    module = bank.module(0)
+    peft = get_peft_model(tiny_model().to(torch.bfloat16), deepcopy(PEFT["ia3"]))
+    set_peft_model_state_dict(peft, {name: tensor.clone() for name, tensor in module.tensors.items()})
+    plain = Decoder(base.model).admit([Prompt(0, -1, tuple(ids[0].tolist()))])[0]
+    with bank.attach():
+        found = Decoder(base.model).admit([Prompt(0, 0, tuple(ids[0].tolist()))])[0]
+    expected = peft.eval()(input_ids=ids).logits[0, -1]
+    assert not torch.equal(found, plain)
+    assert (found - expected).abs().max() < 0.5 * (found - plain).abs().max()
 
 
 def test_a_soft_prompt_cannot_be_merged(base: Base) -> None:
@@ -342,3 +386,24 @@ def test_an_unknown_kind_is_refused_with_those_there_are(base: Base) -> None:
     module = filled(base.model, LoraConfig(), 1).module(0)
     with pytest.raises(ModelError, match="the module is LOHA; use one of: IA3, LORA, LORA_XS, PROMPT_TUNING"):
         config_of(Module(module.tensors, {**module.config, "peft_type": "LOHA"}))
+
+
+def test_an_item_as_long_as_the_base_takes_leaves_room_for_a_soft_prompt() -> None:
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 40}
+    model = AutoModelForCausalLM.from_config(GPT2Config(vocab_size=256, **sizes), attn_implementation="oppu")
+    base = make_base("gpt2", model, tiny_tokenizer())
+    config = TrainConfig(epochs=1, module=PromptConfig(5))
+    assert config.tokens_for(base) == 35
+    example = Example("ann", "i", "word " * 60, "so")
+    (trained,) = train(
+        base, [Job("ann", tuple(encode(base.tokenizer, [example], config.tokens_for(base))))], config, Machine(1)
+    )
+    bank = Bank(base.model, config.module, 1)
+    bank.load(0, trained.module)
+    (loss,) = trained.losses
+    bank.reset(0, user_seed(config.seed, "ann"))
+    with bank.attach():  # scored on the very tokens that were learnt, and the base on all that it takes
+        found = score_answers(base, [Question(0, example)], 40, virtual_tokens=5)
+        beside = score_answers(base, [Question(-1, example), Question(0, example)], 40, virtual_tokens=5)
+    assert found == pytest.approx([-loss], rel=1e-5)
+    assert beside[0] == pytest.approx(score_answers(base, [Question(-1, example)], 40)[0], rel=1e-5)

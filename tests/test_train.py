@@ -202,9 +202,17 @@ def test_a_user_whom_no_epoch_helps_keeps_a_module_that_changes_nothing(base: Ba
     assert all(not tensor.any() for name, tensor in found.module.tensors.items() if "lora_B" in name)
 
 
-def test_early_stop_does_not_depend_on_the_company(base: Base) -> None:
+@pytest.mark.parametrize("cores", [1, 2, 3])
+@pytest.mark.parametrize("slots", [2, 3])
+def test_early_stop_does_not_depend_on_the_company(base: Base, slots: int, cores: int) -> None:
     names = ["long", "medium", "late"]
-    company = {t.user_id: t for t in train(base, jobs(names), STOPPING, Machine(slots=2, tokens_per_pass=300))}
+    before = torch.get_num_threads()
+    torch.set_num_threads(cores)  # with several, spare slots take copies: never the place of one who is not due
+    try:
+        machine = Machine(slots=slots, tokens_per_pass=300)
+        company = {t.user_id: t for t in train(base, jobs(names), STOPPING, machine)}
+    finally:
+        torch.set_num_threads(before)
     for name in names:
         (alone,) = train(base, jobs([name]), STOPPING, Machine(slots=1))
         assert alone.held_out_losses == pytest.approx(company[name].held_out_losses, rel=1e-4)

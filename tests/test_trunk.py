@@ -1,5 +1,6 @@
 """Modules on the top layers alone: the layers below are computed once per example, and nothing else changes."""
 
+import errno
 import multiprocessing
 from dataclasses import replace
 from pathlib import Path
@@ -222,3 +223,26 @@ def test_a_second_process_works_on_a_file_of_its_own(tmp_path: Path) -> None:
     again = HiddenFile(tmp_path, "ring", 4, torch.float32, 1000)
     assert torch.equal(again.get("ann"), hidden(3, 1.0))
     again.close()
+
+
+def test_a_full_disk_bounds_the_file_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def allocate(descriptor: int, start: int, size: int) -> None:
+        if start + size > 160:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("oppu.model.trunk.os.posix_fallocate", allocate)
+    monkeypatch.setattr("oppu.model.trunk._ALLOCATED_TOGETHER", 80)
+    file = HiddenFile(tmp_path, "ring", 4, torch.float32, 1000)  # 62 tokens, of which ten have a place
+    for n in range(6):
+        file.put(f"k{n}", torch.full((3, 4), float(n)))
+    kept = {n: found for n in range(6) if (found := file.get(f"k{n}")) is not None}
+    assert set(kept) == {
+        2,
+        4,
+        5,
+    }  # the fourth found the disk full, the fifth and sixth took the places of the first two
+    assert all(torch.equal(found, torch.full((3, 4), float(n))) for n, found in kept.items())
+    assert caplog.text.count("No space left on device: 0 MiB of what the lower layers make") == 1
+    file.close()

@@ -32,6 +32,7 @@ from oppu.cli.options import (
     TrunkFolder,
     VirtualTokens,
     changed,
+    changed_machine,
     changed_training,
     open_store,
     quiet_libraries,
@@ -162,7 +163,6 @@ def experiment(
     from oppu.evaluate.reports.summary import summary_table
     from oppu.model.base import family_of
     from oppu.recipes import recipe_for
-    from oppu.train import Machine
 
     is_table_1 = methods == ALL
     if not adapt:
@@ -174,6 +174,7 @@ def experiment(
             "--bases": bases,
         }
         refuse_given(of_bases, "no base is adapted", "leave out --no-adapt")
+    machine = changed_machine(slots, tokens_per_pass, trunk, layers)
     if profiles is None or not is_stored(profiles):
         refuse_given(
             {"--store": store, "--files": files}, "only profiles are read from a store", "add --profiles store"
@@ -233,7 +234,7 @@ def experiment(
                 profiles=given,
                 fresh=fresh,
                 command=shlex.join(["oppu", *sys.argv[1:]]),
-                machine=changed(Machine(), slots=slots, tokens_per_pass=tokens_per_pass, trunk_folder=trunk),
+                machine=machine,
                 device=device,
                 bases=bases,
                 on_stage=partial(_show, shown),

@@ -12,7 +12,7 @@ from oppu.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
     from oppu.store import Store
-    from oppu.train import TrainConfig
+    from oppu.train import Machine, TrainConfig
 
 TaskName = Annotated[
     str, typer.Option("--task", help="A task's name (`oppu tasks`), its LaMP id, or a TOML file of one's own.")
@@ -156,6 +156,17 @@ def changed_training(
         if name not in {field.name for field in dataclasses.fields(module)}:
             raise ConfigError(f"a module of kind '{module.kind}' has no {name}", where="--" + name.replace("_", "-"))
     return changed(config, module=changed(module, **given), top_layers=_top_layers(layers), **changes)
+
+
+def changed_machine(
+    slots: int | None, tokens_per_pass: int | None, trunk: Path | None, layers: str | None
+) -> "Machine":
+    """The usual bounds with what the options say; ConfigError for a trunk below modules on all layers."""
+    from oppu.train import Machine
+
+    if layers is None:
+        refuse_given({"--trunk": trunk}, "modules on all layers have no layers below them", "add --layers top:N")
+    return changed(Machine(), slots=slots, tokens_per_pass=tokens_per_pass, trunk_folder=trunk)
 
 
 def _top_layers(layers: str | None) -> int | None:

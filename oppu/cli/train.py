@@ -34,6 +34,7 @@ from oppu.cli.options import (
     TrunkFolder,
     VirtualTokens,
     changed,
+    changed_machine,
     changed_training,
     quiet_libraries,
     some_of,
@@ -177,10 +178,10 @@ def personalize(
     from oppu.store import Store
     from oppu.store.opening import shown_address
     from oppu.tasks import find_task
-    from oppu.train import Machine
 
     if ray_workers is not None and ray is None:
         raise ConfigError("there are no workers without Ray", where="--ray-workers", fix="add --ray local")
+    machine = changed_machine(slots, tokens_per_pass, trunk, layers)
     found = find_task(task)
     chosen = longest_histories(read_dataset(data, found).users, users)
     profiles_of = profiles_from(profiles)
@@ -200,7 +201,6 @@ def personalize(
         )
         setting = Setting(k=k, retriever=retriever, profile=profiles is not None, seed=seed)
         given = profiles_of(opened, found, chosen)
-        machine = changed(Machine(), slots=slots, tokens_per_pass=tokens_per_pass, trunk_folder=trunk)
         plan, place = Plan(found, train, setting, newest), StorePlace(store, files)
         work = Work(place, base, plan, given, machine, device, dtype, quantize)
         tally = _personalized(opened, work, chosen, (ray, ray_workers), shown)

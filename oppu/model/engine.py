@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -38,17 +38,20 @@ class Engine:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def backward(self, batches: Mapping[int, Sequence[Encoded]]) -> dict[int, float]:
-        """Gradients of each slot's mean loss over its batch's answer tokens; returns the losses by slot."""
+        """Gradients of each slot's mean loss over its batch's answer tokens; returns the losses by slot.
+
+        Slots without a batch hold nobody: they may take copies of the others' modules.
+        """
         self.bank.zero_grad()
-        copies = self._copies(batches)
+        copies = self._copies(batches, ())
         losses = self._losses(batches, copies, learn=True)
         for copy, slot in copies.items():
             self.bank.grads[slot] += self.bank.grads[copy]
         return losses
 
-    def losses(self, batches: Mapping[int, Sequence[Encoded]]) -> dict[int, float]:
-        """The losses alone: no gradients, no dropout."""
-        return self._losses(batches, self._copies(batches), learn=False)
+    def losses(self, batches: Mapping[int, Sequence[Encoded]], others: Collection[int]) -> dict[int, float]:
+        """The losses alone: no gradients, no dropout. `others`: slots of users who have no batch, but a module."""
+        return self._losses(batches, self._copies(batches, others), learn=False)
 
     @property
     def _longest_row(self) -> int:
@@ -73,14 +76,14 @@ class Engine:
                 losses[slot] += loss
         return losses
 
-    def _copies(self, batches: Mapping[int, Sequence[Encoded]]) -> dict[int, int]:
+    def _copies(self, batches: Mapping[int, Sequence[Encoded]], others: Collection[int]) -> dict[int, int]:
         """Spare slots that take copies of modules and share their batches, so that no worker waits long: copy -> slot.
 
         The slot whose part is the largest is divided, for as long as that helps.
         """
         if self.bank.config.dropout or self.workers.count == 1:  # a random stream cannot be shared
             return {}
-        spare = [slot for slot in range(self.bank.slots) if slot not in batches]
+        spare = [slot for slot in range(self.bank.slots) if slot not in batches and slot not in others]
         lengths = {slot: sum(len(example.tokens) for example in batch) for slot, batch in batches.items()}
         parts = dict.fromkeys(batches, 1)
         for _ in spare:

@@ -7,6 +7,7 @@ blocks hold a visible pair is told from `last` alone. Glossary: N tokens, H head
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
@@ -15,6 +16,9 @@ from oppu.model.packing import Row
 
 BLOCK = 128
 """Tokens of a block, as FlexAttention's kernels have them."""
+_VARIANTS = 64
+"""Kernels in one process: with and without gradients, of which inputs, few and many blocks. Past the limit it would
+run unfused, with the scores of all pairs in memory."""
 
 
 class TreeAttention:
@@ -31,7 +35,37 @@ class TreeAttention:
         """Attention of `query` [1, Hq, N, D] over `key`, `value` [1, Hkv, N, D] -> [1, Hq, N, D]."""
         call: Callable[..., torch.Tensor] = _compiled() if query.is_cuda else flex_attention  # type: ignore[assignment]
         has_groups = query.shape[1] != key.shape[1]
-        return call(query, key, value, block_mask=self._mask, scale=scale, enable_gqa=has_groups)
+        inputs = (_Finite.apply(tensor) for tensor in (query, key, value))  # type: ignore[no-untyped-call]
+        found = call(*inputs, block_mask=self._mask, scale=scale, enable_gqa=has_groups)
+        return _FiniteGradient.apply(found)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Finite(torch.autograd.Function):
+    """The tensor, with zeros for what is not finite.
+
+    Rows of different users share blocks, in which what is hidden has weight 0, and 0 * NaN is NaN: a user who diverges
+    would take the neighbours along. That user's own NaN stays in the stream beside the attention.
+    """
+
+    @staticmethod
+    def forward(_: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.nan_to_num(0.0, 0.0, 0.0)
+
+    @staticmethod
+    def backward(_: Any, grad: torch.Tensor) -> torch.Tensor:
+        return grad
+
+
+class _FiniteGradient(torch.autograd.Function):
+    """The tensor, whose gradient gets zeros for what is not finite; see `_Finite`."""
+
+    @staticmethod
+    def forward(_: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(_: Any, grad: torch.Tensor) -> torch.Tensor:
+        return grad.nan_to_num(0.0, 0.0, 0.0)
 
 
 def tree_mask(last: torch.Tensor) -> BlockMask:
@@ -58,4 +92,6 @@ def tree_mask(last: torch.Tensor) -> BlockMask:
 @cache
 def _compiled() -> Callable[..., torch.Tensor]:
     """FlexAttention as a kernel; passes are of many lengths, which must not be compiled one by one."""
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, _VARIANTS)
     return torch.compile(flex_attention, dynamic=True)

@@ -15,6 +15,7 @@ from oppu.model.forward import packed_logits
 from oppu.model.kinds import ModuleConfig
 from oppu.model.packing import pack
 
+_CGROUP = Path("/sys/fs/cgroup")
 _USEFUL_TOKENS = {"cpu": 512, "mps": 4096, "cuda": 32768}
 """Tokens of a pass beyond which nothing is gained: the products are large enough. On the CPU, of each worker's pass."""
 
@@ -77,7 +78,9 @@ def free_bytes(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0] + unused
     free = int(psutil.virtual_memory().available)
     try:
-        limit, used = (int(Path("/sys/fs/cgroup", name).read_text()) for name in ("memory.max", "memory.current"))
+        limit, used = (int(Path(_CGROUP, name).read_text()) for name in ("memory.max", "memory.current"))
+        numbers = dict(line.split() for line in Path(_CGROUP, "memory.stat").read_text().splitlines())
     except (OSError, ValueError):  # no container, or no limit ("max")
         return free
-    return min(free, max(0, limit - used))
+    cached = int(numbers.get("inactive_file", 0))  # of files that were read: given up when something else needs it
+    return min(free, max(0, limit - used + cached))

@@ -11,12 +11,14 @@ Glossary: N tokens of a pass, T tokens of an example, D hidden size, C tokens th
 import fcntl
 import hashlib
 import json
+import logging
+import os
 import tempfile
 import threading
 import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -27,6 +29,10 @@ from oppu.model.embedded import cache_folder
 from oppu.model.forward import SlotRow
 from oppu.model.layers import SplitModel, first_layer, split_model
 from oppu.model.tokens import Encoded
+
+_LOG = logging.getLogger("oppu.model")
+_ALLOCATED_TOGETHER = 64 << 20
+"""Bytes of the file that are claimed at a time."""
 
 
 class Trunk:
@@ -101,6 +107,7 @@ class HiddenFile:
     def __init__(self, folder: Path | None, name: str, width: int, dtype: torch.dtype, max_bytes: int) -> None:
         self.width, self.dtype = width, dtype
         self.capacity = max(1, max_bytes // (width * dtype.itemsize))
+        self._usable, self._allocated = self.capacity, 0  # tokens that may have, and that have, their place on the disk
         self._lock = threading.Lock()
         self._order: deque[tuple[str, int, int]] = deque()
         self._places: dict[str, tuple[int, int, int | None]] = {}
@@ -122,7 +129,9 @@ class HiddenFile:
 
     def _map(self, file: Path) -> torch.Tensor:
         size = self.capacity * self.width
-        return torch.from_file(str(file), shared=True, size=size, dtype=self.dtype).view(-1, self.width)
+        data = torch.from_file(str(file), shared=True, size=size, dtype=self.dtype).view(-1, self.width)
+        self._bytes = file.open("r+b")
+        return data
 
     def get(self, key: str) -> torch.Tensor | None:
         """A copy [T, D] of what was put under the key; None: nothing, or no more."""
@@ -142,18 +151,39 @@ class HiddenFile:
         """Keep [T, D] under the key; the oldest go where there is no room. What is larger than the file is not kept."""
         length = len(hidden)
         with self._lock:
-            if key in self._places or length > self.capacity:
+            if key in self._places or length > self._usable:
                 return
-            start = self._next if self._next + length <= self.capacity else 0
+            start = self._next if self._next + length <= self._usable else 0
+            if not self._allocate(start + length):
+                return
             self._make_room(start, start + length)
             self._data[start : start + length] = hidden
             self._enter(key, start, length, None)
             line = {"key": key, "start": start, "length": length, "crc32": _checksum(hidden)}
-            self._index.write(json.dumps(line) + "\n")
+            with suppress(OSError):  # an entry without a line is computed again by the next process
+                self._index.write(json.dumps(line) + "\n")
 
     def close(self) -> None:
         """Lets another process use the file."""
-        self._index.close()
+        self._bytes.close()
+        with suppress(OSError):
+            self._index.close()
+
+    def _allocate(self, end: int) -> bool:
+        """Whether the tokens up to `end` have their place on the disk: to write where a full one has none is fatal."""
+        if end <= self._allocated:
+            return True
+        token = self.width * self.dtype.itemsize
+        wanted = min(self._usable, max(end, self._allocated + _ALLOCATED_TOGETHER // token))
+        try:
+            os.posix_fallocate(self._bytes.fileno(), self._allocated * token, (wanted - self._allocated) * token)
+        except OSError as error:
+            kept = f"{self._allocated * token >> 20} MiB of what the lower layers make of the items are kept, no more"
+            _LOG.warning("%s: %s", error.strerror, kept)
+            self._usable = self._allocated
+            return False
+        self._allocated = wanted
+        return True
 
     def _make_room(self, start: int, end: int) -> None:
         """Drop, oldest first, what lies in [start, end), and what the last round left behind where a new one begins."""

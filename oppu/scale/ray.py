@@ -154,7 +154,7 @@ class Worker:
     def _train(self) -> None:
         import ray
 
-        share = self._team.memory_share(os.cpu_count() or 1)
+        share = self._team.memory_share(len(os.sched_getaffinity(0)))
         machine = replace(self._work.machine or Machine(), memory_share=share)
         while (first := self._take(wait=True)) is not None:
             for result in personalize(

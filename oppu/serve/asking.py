@@ -105,7 +105,7 @@ class Asker:
 
     def _free_text(self, request: CompletionRequest | ChatRequest, tokens: list[int], default: int) -> Asked:
         module = self._module(self._user_of(request.model), None)
-        room = self.base.max_tokens - len(tokens)
+        room = self.base.max_tokens - _virtual_tokens(module) - len(tokens)
         limit = request.limit if request.limit is not None else min(default, room)
         if limit > room or limit < 1:
             raise ApiError(
@@ -131,8 +131,9 @@ class Asker:
         if task.kind != "text":
             prompt = encode(self.base.tokenizer, [example], max_tokens, answers=False)[0]
             return Asked(Choice(module, task, example, max_tokens), len(prompt.tokens), example.retrieved)
-        limit = min(request.limit or task.max_answer_tokens, max_tokens - 1)
-        tokens = encode(self.base.tokenizer, [example], max_tokens - limit, answers=False)[0].tokens
+        most = max_tokens - _virtual_tokens(module)
+        limit = min(request.limit or task.max_answer_tokens, most - 1)
+        tokens = encode(self.base.tokenizer, [example], most - limit, answers=False)[0].tokens
         # as `predict.generate` does it: an answer is one line
         sampling = replace(_sampling(request), no_repeat=task.no_repeat_ngram)
         work = Generation(module, tokens, limit, sampling, ("\n", *request.stops), strip=True)
@@ -212,6 +213,12 @@ def _max_tokens(module: ModuleRecord | None) -> int:
     """The longest sequence in the module's training."""
     config = module.training.get("config", {}) if module is not None else {}
     return int(config.get("max_tokens", _TASK_MAX_TOKENS))
+
+
+def _virtual_tokens(module: ModuleRecord | None) -> int:
+    """Of a soft prompt that is known to be one; they stand before the text and take its room."""
+    config = module.training.get("config", {}) if module is not None else {}
+    return int(config.get("module", {}).get("virtual_tokens", 0))
 
 
 def _conversation(base: Base, messages: list[Message]) -> tuple[str, bool]:

@@ -189,7 +189,7 @@ class Probe:
         known = dict(zip((lesson.name for lesson in lessons), keys, strict=True))
         found = {key: self._modules.get(key) or kept.module(key) for key in keys}
         self._modules = {key: module for key, module in found.items() if module is not None}
-        limit = min(config.max_tokens, base.max_tokens)
+        limit = config.tokens_for(base)
         jobs = [
             Job(lesson.name, tuple(encode(base.tokenizer, lesson.learnt, limit)), begun=kept.begun(key))
             for lesson, key in zip(lessons, keys, strict=True)

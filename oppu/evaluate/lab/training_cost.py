@@ -55,7 +55,7 @@ class Case:
         config = recipe_for(base.family, self.task).personal
         if self.epochs is not None:
             config = replace(config, epochs=self.epochs)
-        limit = min(config.max_tokens, base.max_tokens)
+        limit = config.tokens_for(base)
         jobs = [
             Job(user.id, tuple(encode(base.tokenizer, training_examples(self.task, user), limit)))
             for user in self.users(point)

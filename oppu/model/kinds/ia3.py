@@ -91,7 +91,7 @@ class Ia3(Kind):
         self.places: list[_Place] = []
         start = 0
         for target in find_targets(model, self._targets, strict=config.targets is not None):
-            inside = any(ends_with(target.name, ending) for ending in self._feedforward)
+            inside = self._is_feedforward(target.name)
             end = start + (target.in_features if inside else target.out_features)
             self.places.append(_Place(target, inside, start, end))
             start = end
@@ -112,7 +112,7 @@ class Ia3(Kind):
             "peft_type": "IA3",
             "task_type": "CAUSAL_LM",
             "target_modules": sorted(self._targets),
-            "feedforward_modules": sorted(set(self._feedforward) & set(self._targets)),
+            "feedforward_modules": sorted(target for target in self._targets if self._is_feedforward(target)),
             "fan_in_fan_out": isinstance(layers[0], Conv1D),
             "inference_mode": True,
         }
@@ -134,12 +134,15 @@ class Ia3(Kind):
         """W *= l, row by row or, in feedforward layers, column by column."""
         for place in self.places:
             layer = self._model.get_submodule(place.target.name)
-            scales = line[place.start : place.end].to(layer.weight)
+            scales = line[place.start : place.end].to(layer.weight.device)
             by_row = place.is_feedforward == isinstance(layer, Conv1D)  # Conv1D keeps its weight transposed
             with torch.no_grad():
-                layer.weight *= scales[:, None] if by_row else scales[None, :]
+                layer.weight.copy_(layer.weight * (scales[:, None] if by_row else scales[None, :]))
                 if layer.bias is not None and not place.is_feedforward:
-                    layer.bias *= scales
+                    layer.bias.copy_(layer.bias * scales)
+
+    def _is_feedforward(self, name: str) -> bool:
+        return any(ends_with(name, ending) for ending in self._feedforward)
 
     def _plug(self, place: _Place, lines: Lines) -> RemovableHandle:
         layer = self._model.get_submodule(place.target.name)
@@ -153,7 +156,7 @@ class Ia3(Kind):
             if is_step(layout, x):
                 slots = torch.tensor([slot for slot, _, _ in layout.spans], device=x.device)
                 scales = torch.where(slots[:, None] >= 0, values[slots.clamp(min=0)], 1.0)
-                return (flat * scales.to(flat.dtype)).view(x.shape)
+                return (flat * scales).to(x.dtype).view(x.shape)
             return _scaled(flat, lines.anchor, values, grads, layout.spans, lines.blocks(layout)).view(x.shape)
 
         if place.is_feedforward:
@@ -184,7 +187,11 @@ def _scaled(
 
 
 class _SlotScale(torch.autograd.Function):
-    """x * values[slot] for spans of tokens [T, D]; backward adds to the slots' own gradients [U, D]."""
+    """x * values[slot] for spans of tokens [T, D]; backward adds to the slots' own gradients [U, D].
+
+    Values are float32, and so is the product before it is rounded to x's precision, as in PEFT: around 1 the steps of
+    bfloat16 are as large as what a module learns.
+    """
 
     @staticmethod
     def forward(
@@ -198,7 +205,7 @@ class _SlotScale(torch.autograd.Function):
         y = x.clone()
         for slot, start, end in spans:
             if slot >= 0:
-                y[start:end] *= values[slot].to(y.dtype)
+                y[start:end] = y[start:end] * values[slot]
         ctx.save_for_backward(x)
         ctx.values, ctx.grads, ctx.spans = values, grads, spans
         return y
@@ -211,7 +218,7 @@ class _SlotScale(torch.autograd.Function):
             if slot >= 0:
                 ctx.grads[slot] += (grad[start:end].to(ctx.grads.dtype) * x[start:end].to(ctx.grads.dtype)).sum(0)
                 if grad_x is not None:
-                    grad_x[start:end] *= ctx.values[slot].to(grad_x.dtype)
+                    grad_x[start:end] = grad_x[start:end] * ctx.values[slot]
         return grad_x, None, None, None, None
 
 
@@ -224,7 +231,7 @@ class _StackedScale(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(x)
         ctx.values, ctx.grads, ctx.blocks = values, grads, blocks
-        return blocks.put(blocks.cut(x) * values[blocks.slots][:, None].to(x.dtype), x.clone())
+        return blocks.put((blocks.cut(x) * values[blocks.slots][:, None]).to(x.dtype), x.clone())
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -233,7 +240,7 @@ class _StackedScale(torch.autograd.Function):
         xs, gs = blocks.cut(x), blocks.cut(grad)
         own = ctx.values[blocks.slots][:, None]  # [n, 1, D]
         blocks.add((gs.to(ctx.grads.dtype) * xs.to(ctx.grads.dtype) * blocks.filled).sum(1), ctx.grads)
-        grad_x = blocks.put(gs * own.to(gs.dtype), grad.clone()) if ctx.needs_input_grad[0] else None
+        grad_x = blocks.put((gs * own).to(gs.dtype), grad.clone()) if ctx.needs_input_grad[0] else None
         return grad_x, None, None, None, None
 
 
