@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from oppu import __version__
 from oppu.errors import ConfigError, DataError, ModelError, OppuError
 from oppu.examples import PLAIN, Setting, query_examples, training_examples
@@ -75,6 +77,8 @@ def adaption_examples(
 def adaption_fingerprint(base: Base, task: Task, examples: Sequence[Example], config: AdaptConfig) -> str:
     """Over everything that decides the adapted base; equal fingerprints mean that none needs to be made."""
     parts = [__version__, base.fingerprint, task.model_dump_json(), json.dumps(asdict(config), sort_keys=True)]
+    if base.model.dtype != torch.float32:
+        parts.append(str(base.model.dtype))
     digest = hashlib.sha256("\n".join(parts).encode())
     for example in examples:
         digest.update(f"\0{example.prompt}\0{example.written}".encode())

@@ -80,12 +80,12 @@ def ask(
     base = base_of(store, record.base_name, device=device, dtype=dtype, quantize=quantized)
     if use_module:
         _check_base(base, record)
-    plan = Plan(known, TrainConfig(), setting_of(record))
+    plan, module = Plan(known, TrainConfig(), setting_of(record)), {user_id: record} if use_module else {}
     user = User(user_id, store.history(user_id, record.task), (Query("question", question, known.fields_of(question)),))
     if setting_of(record).profile and profile is None and profiles is not None:
         profile = (profiles(store, known, [user]) or {}).get(user_id)
     shown = {user_id: profile} if profile is not None else None
-    return answer_users(base, plan, [user], store if use_module else None, shown, Machine(slots=1))[user_id][0]
+    return answer_users(base, plan, [user], store, shown, Machine(slots=1), records=module)[user_id][0]
 
 
 def export_module(store: Store, record: ModuleRecord, folder: Path) -> Path:
@@ -118,11 +118,12 @@ def answer_users(
     profiles: Mapping[str, UserProfile] | None = None,
     machine: Machine | None = None,
     on_answer: Callable[[str, str, str], None] = lambda user_id, query_id, output: None,
+    records: Mapping[str, ModuleRecord] | None = None,
 ) -> dict[str, list[str]]:
     """Answers to every user's questions, by user, in order; with the users' modules, or `store=None`: the base alone.
 
-    A user without a module is answered by the base. `on_answer(user, query, output)`: called with ids and answers, as
-    questions are answered.
+    A user without a module is answered by the base. `records`: the users' modules; None: the newest of the plan.
+    `on_answer(user, query, output)`: called with ids and answers, as questions are answered.
     """
     machine = machine or Machine()
 
@@ -140,7 +141,7 @@ def answer_users(
     def told(example: Example, output: str) -> None:
         on_answer(example.user_id, example.item_id, output)
 
-    return _with_modules(base, plan, users, store, profiles, machine, answered)
+    return _with_modules(base, plan, users, store, profiles, machine, answered, records)
 
 
 def score_users(
@@ -176,13 +177,14 @@ def _with_modules(
     profiles: Mapping[str, UserProfile] | None,
     machine: Machine,
     use: Callable[[list[Question], int], list[T]],
+    records: Mapping[str, ModuleRecord] | None = None,
 ) -> dict[str, list[T]]:
     """What `use(questions, virtual tokens)` says to every user's questions, with so many users' modules at a time."""
     found: dict[str, list[T]] = {}
     together = machine.slots or USERS_TOGETHER
     for first in range(0, len(users), together):
         group = users[first : first + together]
-        modules = _modules_of(base, plan, group, store)
+        modules = _modules_of(base, plan, group, store, records)
         questions = [
             Question(place if modules[place] is not None else -1, example)
             for place, user in enumerate(group)
@@ -211,7 +213,11 @@ def _check_base(base: Base, record: ModuleRecord) -> None:
         )
 
 
-def _modules_of(base: Base, plan: Plan, users: Sequence[User], store: Store | None) -> list[Module | None]:
+def _modules_of(
+    base: Base, plan: Plan, users: Sequence[User], store: Store | None, records: Mapping[str, ModuleRecord] | None
+) -> list[Module | None]:
     """Each user's module, where there is one."""
-    records = [find_module(store, base, plan, user.id) if store is not None else None for user in users]
-    return [store.load_module(record) if store is not None and record is not None else None for record in records]
+    if store is None:
+        return [None] * len(users)
+    found = [find_module(store, base, plan, user.id) if records is None else records.get(user.id) for user in users]
+    return [store.load_module(record) if record is not None else None for record in found]

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 
 from oppu import __version__
-from oppu.errors import ModelError, StoreError
+from oppu.errors import ModelError, StoreError, UnknownUserError
 from oppu.examples import PLAIN, Setting, training_examples
 from oppu.model.base import Base, family_of, load_base
 from oppu.model.checkpoint import Checkpoint, checkpoint_bytes, read_checkpoint
@@ -108,7 +108,12 @@ def personalize(
             continue
         training = _how_it_was_made(base, plan, fingerprint, trained)
         whose = trained.user_id, plan.task.name, plan.setting.name, base.name, base.fingerprint
-        record, is_new = store.put_module_once(NewModule(trained.module, *whose, training))
+        try:
+            record, is_new = store.put_module_once(NewModule(trained.module, *whose, training))
+        except UnknownUserError:
+            reason = f"user {trained.user_id}: was deleted while the module was trained; nothing of it is kept"
+            yield Personalized(trained.user_id, "failed", None, reason)
+            continue
         yield Personalized(trained.user_id, "trained" if is_new else "kept", record)  # kept: put by another process
 
 

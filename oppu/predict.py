@@ -112,7 +112,7 @@ def score_answers(
 
     ModelError when an answer alone is longer than `max_tokens`.
     """
-    encoded = _encoded(base, questions, max_tokens, virtual_tokens)
+    encoded = _encoded(base, questions, [max_tokens] * len(questions), virtual_tokens)
     listed = [(question.slot, each) for question, each in zip(questions, encoded, strict=True)]
     found: dict[tuple[int, Encoded], float] = {}
     _log_probs(base, listed, found, tokens_per_pass, lambda rows: on_done(sum(len(row.examples) for row in rows)))
@@ -160,7 +160,7 @@ def generate(
 ) -> list[str]:
     """Greedy decoding up to the end token, `stop` or the task's length limit; finished rows make room for others."""
     room = max_tokens - task.max_answer_tokens
-    encoded = _encoded(base, questions, room, virtual_tokens, answers=False)
+    encoded = _encoded(base, questions, [room] * len(questions), virtual_tokens, answers=False)
     prompts = [Prompt(i, questions[i].slot, prompt.tokens) for i, prompt in enumerate(encoded)]
 
     def finished(tokens: Sequence[int]) -> bool:
@@ -226,28 +226,36 @@ def text_of(base: Base, tokens: Sequence[int], stop: str) -> str:
 
 
 def _encoded(
-    base: Base, questions: Sequence[Question], room: int, virtual_tokens: int, *, answers: bool = True
+    base: Base, questions: Sequence[Question], rooms: Sequence[int], virtual_tokens: int, *, answers: bool = True
 ) -> list[Encoded]:
-    """As `encode`, in `room` tokens with the virtual ones, which stand before the text where a module answers."""
+    """As `encode`, each in so many tokens with the virtual ones, which stand before the text where a module answers."""
     found: dict[int, Encoded] = {}
-    for is_personal, count in ((True, virtual_tokens), (False, 0)):
-        places = [place for place, question in enumerate(questions) if (question.slot >= 0) == is_personal]
+    counts = [virtual_tokens if question.slot >= 0 else 0 for question in questions]
+    for room, count in sorted(set(zip(rooms, counts, strict=True))):
+        places = [place for place in range(len(questions)) if (rooms[place], counts[place]) == (room, count)]
         encoded = encode(base.tokenizer, [questions[place].example for place in places], room - count, answers=answers)
         found |= {place: each.after_virtual(count) for place, each in zip(places, encoded, strict=True)}
     return [found[place] for place in range(len(questions))]
+
+
+def prompt_room(base: Base, task: Task, example: Example, max_tokens: int) -> int:
+    """Tokens that are left for a question's prompt beside the longest of its allowed answers."""
+    return max_tokens - max(map(len, encode_answers(base.tokenizer, _label_texts(task, example))))
+
+
+def _label_texts(task: Task, example: Example) -> tuple[str, ...]:
+    """The labels, or the texts that they stand for, as they continue the prompt."""
+    return tuple(answer_text(example.prompt, text) for text in dict(example.options).values() or task.labels)
 
 
 def _branches(
     base: Base, task: Task, questions: Sequence[Question], max_tokens: int, virtual_tokens: int
 ) -> list[list[Encoded]]:
     """For each question, the prompt continued by each label, or by the text that the label stands for."""
-    texts = [
-        tuple(answer_text(q.example.prompt, text) for text in dict(q.example.options).values() or task.labels)
-        for q in questions
-    ]
+    texts = [_label_texts(task, question.example) for question in questions]
     answers = {each: encode_answers(base.tokenizer, each) for each in set(texts)}
-    room = max_tokens - max(len(tokens) for listed in answers.values() for tokens in listed)
-    prompts = _encoded(base, questions, room, virtual_tokens, answers=False)
+    rooms = [max_tokens - max(map(len, answers[each])) for each in texts]  # its own: a neighbour's may be longer
+    prompts = _encoded(base, questions, rooms, virtual_tokens, answers=False)
     return [
         [Encoded((*prompt.tokens, *label), len(prompt.tokens)) for label in answers[each]]
         for prompt, each in zip(prompts, texts, strict=True)

@@ -150,7 +150,7 @@ def test_a_question_goes_to_the_newest_module_or_to_the_one_of_that_k(
         run(store, base, replace(PLAN, setting=setting), [user])
     seen: list[Setting] = []
 
-    def answer(base: Base, plan: Plan, users: Sequence[User], *_: object) -> dict[str, list[str]]:
+    def answer(base: Base, plan: Plan, users: Sequence[User], *_: object, **__: object) -> dict[str, list[str]]:
         seen.append(plan.setting)
         return {users[0].id: ["red"]}
 
@@ -202,3 +202,20 @@ def test_a_module_from_elsewhere_is_asked_in_the_setting_that_it_was_named_for(
         )
         assert setting_of(record) == Setting(k=1)
         assert ask(other, "a", "car", task=COLOUR) == ask(store, "a", "car") == "blue"
+
+
+@pytest.mark.parametrize("given", [{"setting": "bm25-k1"}, {"task": "colours"}])
+def test_an_imported_module_answers_where_it_was_put_whatever_the_export_says(
+    store: Store, base: Base, tmp_path: Path, given: dict[str, str]
+) -> None:
+    user = only_one_colour("a", COLOUR.labels[2])
+    run(store, base, Plan(COLOUR, STRONG), [user])
+    store.export_module(stored_module(store, "a"), tmp_path / "export")
+    with Store(tmp_path / "other") as other:
+        record = other.import_module(tmp_path / "export", user_id="b", base_name=base.name, **given)
+        task = COLOUR.model_copy(update={"name": record.task})
+        other.put_history("b", task.name, user.history)
+        assert setting_of(record) == Setting.named(record.setting)
+        asked = user.queries[0].input
+        assert ask(other, "b", asked, task=task) == COLOUR.labels[2]
+        assert ask(other, "b", asked, task=task, use_module=False) != COLOUR.labels[2]

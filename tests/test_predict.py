@@ -257,3 +257,27 @@ def test_a_module_loaded_between_steps_counts_at_once(base: Base, bank: Bank) ->
 def test_a_batch_of_plain_base_rows_is_the_base(base: Base, bank: Bank) -> None:
     questions = [Question(-1, question.example) for question in QUESTIONS]
     assert generate(base, TEXT, questions) == [reference_text(bank, q, TEXT.max_answer_tokens) for q in questions]
+
+
+def test_a_question_is_asked_the_same_beside_one_with_longer_answers_to_choose_from(base: Base, bank: Bank) -> None:
+    def asking(prompt: str, *texts: str) -> Question:
+        return Question(0, Example("u", prompt, prompt, "a", options=tuple(zip(LABELS.labels, texts, strict=True))))
+
+    own = asking("a question that is longer than what is left of it", "a", "b", "c", "d")
+    beside = asking("short", "a" * 30, "b", "c", "d")
+    (alone,) = score_labels(base, LABELS, [own], 36)
+    assert score_labels(base, LABELS, [own, beside], 36)[0].tolist() == pytest.approx(alone.tolist(), abs=1e-4)
+
+
+def test_keys_and_values_are_as_many_as_the_active_sequences_need(base: Base) -> None:
+    decoder = Decoder(base.model)
+    decoder.admit([Prompt(n, -1, (5, 6, 7)) for n in range(16)])
+    decoder.drop(range(1, 16))
+    decoder.admit([Prompt(99, -1, tuple(5 + n % 50 for n in range(300)))])
+    decoder.step([5, 6])
+    lines, _, tokens, _ = decoder._cache._layers[0][0].shape
+    assert (lines, tokens <= 301 + 256) == (2, True)
+    decoder.drop([99])
+    decoder.admit([Prompt(n, -1, (5, 6, 7)) for n in range(100, 115)])
+    lines, _, tokens, _ = decoder._cache._layers[0][0].shape
+    assert (lines, tokens < 20) == (16, True)

@@ -150,6 +150,24 @@ def test_a_user_deleted_in_the_training_gets_no_further_checkpoint(store: Store,
     assert_nothing_under_way(store)
 
 
+def test_a_user_deleted_in_the_training_stays_deleted_when_it_ends(store: Store, base: Base) -> None:
+    user, steps = colour_user("zanzibar-user", 6), 0
+
+    def progress(_: object) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 4:
+            store.delete_user(user.id)
+
+    (result,) = personalize(store, base, Plan(COLOUR, SETTINGS), [user], None, Machine(1), progress)
+    assert (result.status, result.record) == ("failed", None)
+    assert result.reason == "user zanzibar-user: was deleted while the module was trained; nothing of it is kept"
+    assert not store.knows(user.id)
+    assert module_folders(store) == []
+    assert files_with(store.folder, user.id) == []
+    assert notes(store) == 0
+
+
 def test_a_training_that_diverges_leaves_no_checkpoint(store: Store, base: Base) -> None:
     plan = Plan(COLOUR, replace(SETTINGS, learning_rate=1e30))
     (result,) = personalize(store, base, plan, colour_users(6), machine=Machine(1, checkpoint_s=0))

@@ -288,6 +288,30 @@ def test_a_deleted_users_history_and_module_leave_the_servers_memory(
         client.completions.create(model="user:ann", prompt="late train", extra_body={"task": "title"})
 
 
+def test_a_large_limit_leaves_the_prompt_of_a_task_as_it_is(client: OpenAI) -> None:
+    def asked(limit: int | None) -> tuple[int, str]:
+        more = {} if limit is None else {"max_tokens": limit}
+        answer = client.completions.create(model="user:rag", prompt="late train", extra_body={"task": "title"}, **more)
+        assert answer.usage is not None
+        return answer.usage.prompt_tokens, answer.choices[0].text
+
+    usual = asked(None)
+    assert usual[0] > 20
+    assert asked(5000)[0] == usual[0]
+    assert asked(4)[0] == usual[0]
+
+
+def test_what_is_kept_of_one_task_goes_with_it(store: Store, base: Base) -> None:
+    store.put_history("ann", "mood", HISTORY)
+    asker = Asker(store, base, [MOOD, TITLE])
+    for task in ("mood", "title"):
+        asker.completion(CompletionRequest(model="user:ann", prompt="late train", task=task))
+    assert {task for _, task, _ in asker._indexes} == {"mood", "title"}
+    store.delete_user("ann", "title")
+    asker.forget_deleted()
+    assert {task for _, task, _ in asker._indexes} == {"mood"}
+
+
 @pytest.mark.parametrize(
     ("extra", "told"),
     [

@@ -11,6 +11,7 @@ from serve_house import MOOD, TITLE, put_user, random_module
 
 from oppu.errors import OppuError, StoreError
 from oppu.model.base import Base
+from oppu.model.decode import Decoder, Prompt
 from oppu.model.module import Module
 from oppu.records import Example
 from oppu.serve.engine import Choice, Done, Engine, EngineConfig, Event, Failed, Generation, Piece
@@ -170,6 +171,36 @@ def test_a_module_in_use_is_never_replaced_and_the_oldest_other_one_is(
     slots.close()
 
 
+def test_a_question_whose_module_needs_another_bank_does_not_wait_for_ever(
+    base: Base, store: Store, records: list[ModuleRecord]
+) -> None:
+    wide = put_user(store, base, "wide", MOOD, 9, rank=8)
+    engine = Engine(base, store.load_module, EngineConfig(slots=4))
+    asked = Example("wide", "q", "note: rain mood:", None)
+    ended: queue.Queue[str] = queue.Queue()
+    started = 0
+
+    def go_on(event: Event) -> None:
+        """As soon as one generation ends the next one is asked for: two are always under way, forty in all."""
+        nonlocal started
+        if isinstance(event, Piece):
+            return
+        ended.put("generation")
+        if started < 40:
+            started += 1
+            engine.submit(generation(records[started % 2], 12), go_on)
+
+    for record in records[:2]:
+        started += 1
+        engine.submit(generation(record, 12), go_on)
+    said: queue.Queue[Event] = queue.Queue()
+    engine.submit(Choice(wide, MOOD, asked, 512), lambda event: (said.put(event), ended.put("question")))
+    assert isinstance(outcome(said)[1], Done)
+    order = [ended.get(timeout=60) for _ in range(41)]
+    assert order.index("question") < 10
+    engine.close()
+
+
 def test_a_module_in_use_is_wiped_only_when_it_has_been_given_back(
     base: Base, store: Store, records: list[ModuleRecord]
 ) -> None:
@@ -188,6 +219,26 @@ def test_a_module_in_use_is_wiped_only_when_it_has_been_given_back(
     assert not slots._bank.values.any()
     assert slots.take(records[0]) == slot
     assert torch.equal(slots._bank.values[slot], before)
+    slots.close()
+
+
+def test_nothing_of_a_wiped_module_is_left_that_decoding_had_prepared(
+    base: Base, store: Store, records: list[ModuleRecord]
+) -> None:
+    slots = Slots(base, store.load_module, 1)
+    slot = slots.take(records[0])
+    assert slot is not None
+    decoder = Decoder(base.model)
+    decoder.admit([Prompt(0, slot, (40, 41, 42))])
+    decoder.step([43])
+    steps = slots._bank._lines.on_wipe[0].__self__
+    stacks = [stack for pair in steps._stacked._stacks.values() for stack in pair]
+    assert stacks
+    assert all(bool(stack.any()) for stack in stacks)
+    slots.give_back(slot)
+    slots.wipe(records[:1])
+    assert not any(bool(stack.any()) for stack in stacks)
+    assert steps._stacked._stacks == {}
     slots.close()
 
 

@@ -140,3 +140,19 @@ def test_garbage_of_dead_processes_goes_and_work_of_living_ones_stays(tmp_path: 
     os.utime(tmp_path / "tmp" / foreign_name, (0, 0))
     Store(tmp_path).close()
     assert {path.name for path in (tmp_path / "tmp").iterdir()} == {living_name}
+
+
+def test_a_reader_of_a_folder_that_it_may_not_write_sees_what_others_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store(tmp_path / "store") as writer:
+        writer.put_history("kim", "movie_tagging", HISTORY)
+    with monkeypatch.context() as patched:
+        patched.setattr("oppu.store.sqlite.os.access", lambda *_: False)
+        reader = Store(tmp_path / "store", read_only=True)
+        assert reader.users() == ("kim",)
+        with Store(tmp_path / "store") as writer:
+            writer.put_history("lee", "movie_tagging", HISTORY)
+            writer.delete_user("kim")
+        assert reader.users() == ("lee",)
+        reader.close()

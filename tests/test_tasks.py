@@ -1,5 +1,6 @@
 """Tasks are values: built in, or from a TOML file with the same standing."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -229,3 +230,14 @@ def test_a_form_in_plain_words_shows_its_prompt_nothing_else_of_the_answer() -> 
 def test_plain_fields_must_stand_in_the_prompt() -> None:
     with pytest.raises(ValueError, match="plain names colour, which the form's prompt does not show"):
         HistoryForm(prompt="say: {text}", answer="{colour}", shown="{text}", plain=("colour",))
+
+
+def test_no_citation_question_takes_more_than_linear_time() -> None:
+    task = BUILT_IN["citation"]
+    marked = 'title "x", which reference is related? [1]: "a" [2]: "b" ' * 250 + "?"
+    begun = time.perf_counter()
+    with pytest.raises(ConfigError, match="which are not found in the text"):
+        task.fields_of(marked)
+    assert time.perf_counter() - begun < 2  # with nested wildcards, a quarter of an hour
+    quoted = 'The paper with the title "On "quotes"", which reference is related? [1]: "A "b"" [2]: "C"'
+    assert task.fields_of(quoted) == {"title": 'On "quotes"', "option1": 'A "b"', "option2": "C"}

@@ -82,7 +82,8 @@ def experiment(
     ] = None,
     retriever: RetrieverName = "bm25",
     users: Annotated[
-        int | None, typer.Option("--users", min=1, help="The users with the longest histories. [default: all]")
+        int | None,
+        typer.Option("--users", min=1, help="Of those asked, the users with the longest histories. [default: all]"),
     ] = None,
     develop: Annotated[
         int | None,

@@ -128,6 +128,7 @@ def import_module(
             setting=setting,
             base_name=loaded.name if loaded is not None else None,
             base_fingerprint=loaded.fingerprint if loaded is not None else None,
+            quantize=quantize,
         )
     typer.echo(f"user {record.user_id}, task {record.task}, setting {record.setting}, version {record.version}")
 

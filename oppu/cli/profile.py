@@ -110,6 +110,8 @@ def profile(
     if counting:
         written = {"--steps": steps, "--tokens": tokens, "--context": context, "--quantize": quantize}
         refuse_given(written, "profiles are counted, not written by a model", "add --by model")
+    if url is not None:
+        refuse_given({"--quantize": quantize}, "a server writes the profiles", "leave out --url")
     dataset = read_dataset(data, found)
     chosen = [*longest_histories(dataset.users, users), *(dataset.base_users if held_out else ())]
     with (

@@ -80,7 +80,8 @@ def describe(
             )
             untold = [user_id for user_id in portion if user_id in kept and user_id not in {*made_now, *old}]
             stale = [user_id for user_id in untold if not is_of(kept[user_id], histories[user_id])]
-            store.drop_profiles(task.name, made, stale)  # what they tell of is gone
+            if stale:  # what they tell of is gone
+                store.drop_profiles(task.name, made, stale)
             for user_id in portion:
                 if user_id in failed:
                     yield Described(user_id, "failed", f"user {user_id}: {failed[user_id]}")

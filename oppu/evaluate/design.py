@@ -125,6 +125,8 @@ def fingerprint_without(
     config = asdict(replace(experiment, methods=(), k=(), task=None, base=""))  # type: ignore[arg-type]
     for part in ("adapt_k", "retriever", *without):  # the methods say these two
         del config[part]
+    if config.get("dtype") == "float32":  # the usual one has no say, so that runs from before it was named stay valid
+        config["dtype"] = AUTO
     base = fingerprint_of(experiment.base, experiment.quantize)
     parts = [__version__, base, experiment.task.model_dump_json(), json.dumps(config, sort_keys=True, default=str)]
     digest = hashlib.sha256("\n".join(parts).encode())

@@ -78,6 +78,9 @@ def run(
     experiment = _settled(experiment, device)
     checked = _checked(experiment, dataset, out, profiles, fresh, bases)
     _prepare(out, checked.record, fresh, checked.is_outdated)
+    if checked.without_profile:
+        who = f"{checked.without_profile} of {len(checked.users)} users"
+        _LOG.warning("%s have no profile; their prompts show none", who)
     users, base_users, finished = checked.users, checked.base_users, dict(checked.finished)
     with Store(out / "store") as store:
         bench = _Bench(
@@ -137,6 +140,8 @@ class _Checked:
     """What an earlier run left of them."""
     is_outdated: bool
     """Whether some of what it left was made otherwise, and is to be made anew."""
+    without_profile: int
+    """Users whose prompts show none where they should."""
     record: Mapping[str, Any]
     """What is to stand in run.json."""
 
@@ -159,8 +164,9 @@ def _checked(
     needing = [name for (name, _), m in methods.items() if m.setting.profile]
     if needing and profiles is None and not way:
         raise ConfigError(f"{needing[0]} shows profiles, and there are none", where="--methods", fix="give --profiles")
+    without_profile = 0
     if needing and profiles is not None:
-        _check_profiles(profiles, users)
+        without_profile = _without_profile(profiles, users)
     if experiment.quantize is not None:
         check_quantization(experiment.quantize)
     fingerprint = run_fingerprint(experiment, users, base_users)
@@ -175,7 +181,7 @@ def _checked(
     kept = {(cell.method, cell.k): cell for cell in (() if fresh else read_cells(out))}
     finished = {column: cell for column, cell in kept.items() if wanted.get(column) == cell.fingerprint}
     is_outdated = any(column in wanted and column not in finished for column in kept)
-    return _Checked(users, base_users, wanted, finished, is_outdated, record)
+    return _Checked(users, base_users, wanted, finished, is_outdated, without_profile, record)
 
 
 def _check_data(experiment: Experiment, users: Sequence[User], base_users: Sequence[User]) -> None:
@@ -191,14 +197,13 @@ def _check_data(experiment: Experiment, users: Sequence[User], base_users: Seque
         raise DataError([what], where=task.name, fix="give --base-data, or use the plain base with --no-adapt")
 
 
-def _check_profiles(profiles: Mapping[str, UserProfile], users: Sequence[User]) -> None:
-    """DataError where nobody who is asked has a profile; a warning where somebody has none."""
-    without = [user.id for user in users if user.id not in profiles]
-    if len(without) == len(users):
+def _without_profile(profiles: Mapping[str, UserProfile], users: Sequence[User]) -> int:
+    """How many of those who are asked have no profile; DataError where nobody has one."""
+    without = sum(user.id not in profiles for user in users)
+    if without == len(users):
         what = f"none of the {len(profiles)} profiles is of a user who is asked"
         raise DataError([what], where="--profiles", fix="make them with `oppu profile` on the same data")
-    if without:
-        _LOG.warning("%d of %d users have no profile; their prompts show none", len(without), len(users))
+    return without
 
 
 def _has_pairs(user: User, histories: bool) -> bool:
@@ -390,7 +395,8 @@ def _prepare(out: Path, record: Mapping[str, Any], fresh: bool, is_outdated: boo
             for file in (RESULTS_FILE, "report.html", TASK_FILE):
                 (out / file).unlink(missing_ok=True)
         if is_outdated:  # else an interrupted run would look finished, with old and new cells in its table
-            (out / RESULTS_FILE).unlink(missing_ok=True)
+            for file in (RESULTS_FILE, "report.html"):
+                (out / file).unlink(missing_ok=True)
         make_folders(out)
     write_atomically(out / _RECORD, json.dumps(record).encode())
 

@@ -71,8 +71,10 @@ class Bank:
         self._streams[slot] = torch.Generator(self.values.device).manual_seed(seed)
 
     def wipe(self, slot: int) -> None:
-        """Overwrite a slot's numbers with zeros."""
+        """Overwrite a slot's numbers, and what was prepared from them, with zeros."""
         self.values[slot] = 0
+        for let_go in self._lines.on_wipe:
+            let_go()
 
     def stream(self, slot: int) -> torch.Tensor:
         """The state of a slot's dropout stream, bytes on the CPU."""
@@ -123,6 +125,7 @@ class Bank:
         try:
             yield
         finally:
+            self._lines.on_wipe.clear()
             for hook in hooks:
                 hook.remove()
 

@@ -74,7 +74,7 @@ class Decoder:
         """Prefill prompts and make them active; logits [len(prompts), V] of what follows each, in their order."""
         rows, slots, places = _pack_by_slot(prompts)
         first = len(self._active)
-        longest = max(len(p.tokens) for p in prompts)
+        longest = max([*(len(p.tokens) for p in prompts), *(s.length for s in self._active)])
         paths = [torch.tensor(path, device=self._model.device) for path in places]
 
         def keep(layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
@@ -122,6 +122,10 @@ class Decoder:
         self._spans = tuple((s.slot, i, i + 1) for i, s in enumerate(sequences))
 
 
+_SPARE = 256
+"""Tokens, at most, that the keys and values have room for beyond what is needed."""
+
+
 class _Cache:
     """Keys and values of all layers, each [lines, H, T, D], with room to spare."""
 
@@ -129,7 +133,7 @@ class _Cache:
         self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def room(self, layer: int, lines: int, length: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """A layer's keys and values, at least so large; `like` [H, ?, D]."""
+        """A layer's keys and values, at least so large; `like` [H, ?, D]. What lies beyond may be lost."""
         held = self._layers.get(layer)
         if held is None or held[0].shape[0] < lines or held[0].shape[2] < length:
             held = _grown(held and held[0], lines, length, like), _grown(held and held[1], lines, length, like)
@@ -145,12 +149,11 @@ class _Cache:
 
 
 def _grown(old: torch.Tensor | None, lines: int, length: int, like: torch.Tensor) -> torch.Tensor:
-    """Zeros of at least the size asked for, with what `old` held; longer by half, so that copies stay rare."""
-    if old is None:
-        return like.new_zeros(lines, like.shape[0], length + length // 2, like.shape[2])
-    size = max(lines, old.shape[0]), old.shape[2] if length <= old.shape[2] else length + length // 2
-    grown = old.new_zeros(size[0], old.shape[1], size[1], old.shape[3])
-    grown[: old.shape[0], :, : old.shape[2]] = old
+    """Zeros for the lines and the length asked for, with what `old` held of them; somewhat longer: copies stay rare."""
+    grown = like.new_zeros(lines, like.shape[0], length + min(length // 2, _SPARE), like.shape[2])
+    if old is not None:
+        held = [min(size) for size in zip(grown.shape, old.shape, strict=True)]
+        grown[: held[0], :, : held[2]] = old[: held[0], :, : held[2]]
     return grown
 
 

@@ -37,14 +37,16 @@ class TreeAttention:
         has_groups = query.shape[1] != key.shape[1]
         inputs = (_Finite.apply(tensor) for tensor in (query, key, value))  # type: ignore[no-untyped-call]
         found = call(*inputs, block_mask=self._mask, scale=scale, enable_gqa=has_groups)
-        return _FiniteGradient.apply(found)  # type: ignore[no-any-return, no-untyped-call]
+        # 0, or NaN for a token whose own numbers are not finite, here and in the gradient
+        own = query * 0 + ((key * 0).sum((1, 3)) + (value * 0).sum((1, 3)))[:, None, :, None]
+        return _FiniteGradient.apply(found) + own  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Finite(torch.autograd.Function):
     """The tensor, with zeros for what is not finite.
 
     Rows of different users share blocks, in which what is hidden has weight 0, and 0 * NaN is NaN: a user who diverges
-    would take the neighbours along. That user's own NaN stays in the stream beside the attention.
+    would take the neighbours along.
     """
 
     @staticmethod

@@ -49,6 +49,13 @@ class StepModules:
         down, up = self._stacks[name]
         return torch.mm(torch.mm(x, down.T).mul_(self._own_of(spans, down)), up)
 
+    @torch.inference_mode()
+    def wipe(self) -> None:
+        """Overwrite the stacks with zeros; it serves nobody then."""
+        for stacks in self._stacks.values():
+            for stack in stacks:
+                stack.zero_()
+
     def _own_of(self, spans: Spans, down: torch.Tensor) -> torch.Tensor:
         if self._own is None or spans is not self._spans:
             tokens = torch.tensor([slot for slot, _, _ in spans])[:, None]

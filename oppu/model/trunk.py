@@ -174,16 +174,19 @@ class HiddenFile:
         if end <= self._allocated:
             return True
         token = self.width * self.dtype.itemsize
-        wanted = min(self._usable, max(end, self._allocated + _ALLOCATED_TOGETHER // token))
-        try:
-            os.posix_fallocate(self._bytes.fileno(), self._allocated * token, (wanted - self._allocated) * token)
-        except OSError as error:
-            kept = f"{self._allocated * token >> 20} MiB of what the lower layers make of the items are kept, no more"
-            _LOG.warning("%s: %s", error.strerror, kept)
-            self._usable = self._allocated
-            return False
-        self._allocated = wanted
-        return True
+        claim = getattr(os, "posix_fallocate", lambda *_: None)  # macOS has none
+        for wanted in (min(self._usable, max(end, self._allocated + _ALLOCATED_TOGETHER // token)), end):
+            try:
+                claim(self._bytes.fileno(), self._allocated * token, (wanted - self._allocated) * token)
+            except OSError as error:
+                said = error.strerror
+                continue
+            self._allocated = wanted
+            return True
+        kept = f"{self._allocated * token >> 20} MiB of what the lower layers make of the items are kept, no more"
+        _LOG.warning("%s: %s", said, kept)
+        self._usable = self._allocated
+        return False
 
     def _make_room(self, start: int, end: int) -> None:
         """Drop, oldest first, what lies in [start, end), and what the last round left behind where a new one begins."""
@@ -211,6 +214,7 @@ class HiddenFile:
                 continue  # a line that a killed process did not finish
             self._make_room(start, start + length)
             self._enter(key, start, length, checksum)
+            self._allocated = max(self._allocated, start + length)
 
     def _write_index(self) -> None:
         """The entries that are still there, alone."""

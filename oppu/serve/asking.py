@@ -12,12 +12,13 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from oppu.answering import task_of
+from oppu.answering import setting_of, task_of
 from oppu.describe.stored import ProfilesOf
 from oppu.errors import UnknownUserError
 from oppu.examples import PLAIN, HistoryIndex, Setting, query_example
 from oppu.model.base import Base
 from oppu.model.tokens import encode
+from oppu.predict import prompt_room
 from oppu.records import HistoryItem, Query, User, UserProfile
 from oppu.serve.engine import Choice, Generation
 from oppu.serve.errors import ApiError, model_not_found
@@ -88,12 +89,10 @@ class Asker:
     def forget_deleted(self) -> None:
         """Drop what is kept of users who have been deleted since they asked; StoreError where that cannot be told."""
         with self._lock:
-            kept = {user for user, _, _ in self._indexes if user}
-        for user in kept:
-            try:
-                self._store.history(user, "")
-            except UnknownUserError:
-                self._forget(user)
+            kept = {(user, task) for user, task, _ in self._indexes if user}
+        for user, task in kept:
+            if not self._store.knows(user, task):
+                self._forget(user, task)
 
     def deleted(self, records: Iterable[ModuleRecord]) -> list[ModuleRecord]:
         """Those of these modules that the store has no longer; StoreError where that cannot be told."""
@@ -129,11 +128,17 @@ class Asker:
         example = query_example(index, user or "", query, profile)
         max_tokens = min(_max_tokens(module), self.base.max_tokens)
         if task.kind != "text":
-            prompt = encode(self.base.tokenizer, [example], max_tokens, answers=False)[0]
+            room = prompt_room(self.base, task, example, max_tokens - _virtual_tokens(module))
+            if room < 1:
+                fix = "shorten the texts to choose from"
+                raise ApiError(400, "an allowed answer is too long", code="context_length_exceeded", fix=fix)
+            prompt = encode(self.base.tokenizer, [example], room, answers=False)[0]
             return Asked(Choice(module, task, example, max_tokens), len(prompt.tokens), example.retrieved)
         most = max_tokens - _virtual_tokens(module)
-        limit = min(request.limit or task.max_answer_tokens, most - 1)
-        tokens = encode(self.base.tokenizer, [example], most - limit, answers=False)[0].tokens
+        wanted = request.limit or task.max_answer_tokens
+        room = most - min(wanted, task.max_answer_tokens, most - 1)  # a large limit takes nothing from the prompt
+        tokens = encode(self.base.tokenizer, [example], room, answers=False)[0].tokens
+        limit = min(wanted, most - len(tokens))
         # as `predict.generate` does it: an answer is one line
         sampling = replace(_sampling(request), no_repeat=task.no_repeat_ngram)
         work = Generation(module, tokens, limit, sampling, ("\n", *request.stops), strip=True)
@@ -191,10 +196,10 @@ class Asker:
                 self._indexes.popitem(last=False)
         return made
 
-    def _forget(self, user: str) -> None:
-        """Drop what is kept of a user who was deleted."""
+    def _forget(self, user: str, task: str | None = None) -> None:
+        """Drop what is kept of a user who was deleted (in the task)."""
         with self._lock:
-            for key in [key for key in self._indexes if key[0] == user]:
+            for key in [key for key in self._indexes if key[0] == user and task in (None, key[1])]:
                 del self._indexes[key]
 
 
@@ -205,7 +210,9 @@ def _sampling(request: CompletionRequest | ChatRequest) -> Sampling:
 
 def _setting(base: Base, module: ModuleRecord | None) -> Setting:
     """What stood in the prompts that the module, or else the base, was trained on."""
-    record = module.training if module is not None else base.record.get("config", {})
+    if module is not None:
+        return setting_of(module)
+    record = base.record.get("config", {})
     return Setting(**record["setting"]) if record.get("setting") else PLAIN
 
 

@@ -207,8 +207,8 @@ class Engine:
     def _run(self) -> None:
         while self._has_work():
             self._let_go()
-            self._score()
-            self._admit()
+            if self._score():
+                self._admit()
             self._step()
         self._slots.close()
 
@@ -231,12 +231,12 @@ class Engine:
         self._slots.wipe(deleted)
         self.statistics.cancelled += len(waiting) + len(active)
 
-    def _score(self) -> None:
-        """Answer the waiting questions of one task."""
+    def _score(self) -> bool:
+        """Answer the waiting questions of one task; False where they wait for a slot, which nothing new may take."""
         taken = list(self._take(self._choices, self._fits_scoring).values())
         works = [request.work for request in taken if isinstance(request.work, Choice)]
         if not works:
-            return
+            return not self._choices
         task = works[0].task
         questions = [Question(request.slot, work.example) for request, work in zip(taken, works, strict=True)]
         with self._failing(taken):
@@ -256,6 +256,7 @@ class Engine:
             self.statistics.max_scored = max(self.statistics.max_scored, len(taken))
         for request in taken:
             self._slots.give_back(request.slot)
+        return True
 
     def _admit(self) -> None:
         """Let waiting generations join the batch."""

@@ -72,6 +72,8 @@ class Slots:
     def close(self) -> None:
         """Take the bank off the base."""
         if self._bank is not None:
+            for slot in self._records:
+                self._bank.wipe(slot)
             self._attached.__exit__(None, None, None)
             self._bank = None
 

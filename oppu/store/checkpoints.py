@@ -46,7 +46,7 @@ def put_checkpoints(database: Database, place: Place, new: Sequence[NewCheckpoin
         place.write(files)
         with database.writing() as connection:
             notes.end(connection, token)
-            known = _known(connection, rows)
+            known = known_of(connection, rows)
             kept = [row for row in rows if (row["user_id"], row["task"]) in known]
             gone = [row["path"] for row in rows if row not in kept] + take_away(connection, kept)
             if kept:
@@ -119,7 +119,7 @@ def _row(new: NewCheckpoint) -> dict[str, Any]:
     }
 
 
-def _known(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> set[tuple[str, str]]:
+def known_of(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> set[tuple[str, str]]:
     """Those (user, task)s of the rows who are known and not being deleted; their rows are locked."""
     known: set[tuple[str, str]] = set()
     for task in sorted({row["task"] for row in rows}):

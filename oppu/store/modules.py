@@ -18,7 +18,7 @@ from oppu.errors import StoreError
 from oppu.model.module import CONFIG, WEIGHTS, Module, module_files, module_of
 from oppu.store import checkpoints, notes
 from oppu.store.database import ConflictError, Database, utc_now
-from oppu.store.histories import claim, cut
+from oppu.store.histories import claim, cut, unknown_user
 from oppu.store.names import check_names, from_json, new_module_folder, to_json
 from oppu.store.places import Place
 from oppu.store.records import ModuleRecord
@@ -44,15 +44,19 @@ class NewModule:
 
 def put_modules(database: Database, place: Place, new: Sequence[NewModule]) -> tuple[ModuleRecord, ...]:
     """Keeps each module as the next version of (user_id, task, setting, base_fingerprint): all of them or none."""
-    return tuple(record for record, _ in _put(database, place, new, once=False)) if new else ()
+    return tuple(record for record, _ in _put(database, place, new, once=False) if record) if new else ()
 
 
 def put_module_once(database: Database, place: Place, new: NewModule) -> tuple[ModuleRecord, bool]:
     """The same for one module, unless the newest version has its training's fingerprint and is not damaged.
 
-    Returns the record of the module that is there now, and whether it is the new one.
+    Returns the record of the module that is there now, and whether it is the new one. UnknownUserError for a user of
+    whom nothing is known: who was deleted while the module was trained stays deleted.
     """
-    return _put(database, place, [new], once=True)[0]
+    ((record, is_new),) = _put(database, place, [new], once=True)
+    if record is None:
+        raise unknown_user(new.user_id, new.task)
+    return record, is_new
 
 
 def find_module(
@@ -110,8 +114,10 @@ def load_module(place: Place, record: ModuleRecord) -> Module:
     return module_of(read_files(place, record), where=str(record.path))
 
 
-def _put(database: Database, place: Place, new: Sequence[NewModule], *, once: bool) -> list[tuple[ModuleRecord, bool]]:
-    """For each the record of the module that is there now, and whether it is the new one."""
+def _put(
+    database: Database, place: Place, new: Sequence[NewModule], *, once: bool
+) -> list[tuple[ModuleRecord | None, bool]]:
+    """For each the record of the module that is there now, and whether it is the new one; None: its user is unknown."""
     found = [_prepared(each) for each in new]
     rows = [row for row, _ in found]
     with notes.noted(database, place, [row["path"] for row in rows]) as token:
@@ -119,7 +125,10 @@ def _put(database: Database, place: Place, new: Sequence[NewModule], *, once: bo
         committed, left = _commit(database, place, token, rows, once=once)
     checkpoints.settle_quietly(database, place, left)
     pairs = zip(rows, committed, strict=True)
-    return [(_put_record(place, there), there["path"] == row["path"]) for row, there in pairs]
+    return [
+        (None, False) if there is None else (_put_record(place, there), there["path"] == row["path"])
+        for row, there in pairs
+    ]
 
 
 def _prepared(new: NewModule) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -141,24 +150,30 @@ def _size_and_digest(files: Mapping[str, bytes]) -> tuple[int, str]:
 
 def _commit(
     database: Database, place: Place, token: str, rows: Sequence[dict[str, Any]], *, once: bool
-) -> tuple[list[dict[str, Any]], str | None]:
+) -> tuple[list[dict[str, Any] | None], str | None]:
     """Inserts the rows with their versions, and removes the note, in one transaction.
 
-    once: not those whose module is there; its row is returned instead. The second value: the token of a note of the
-    files that are of no use any more, if there are some.
+    once: not those whose module is there, whose row is returned instead, nor those of users who are not known, for whom
+    None is. The second value: the token of a note of the files that are of no use any more, if there are some.
     """
     for _ in range(_ATTEMPTS):
         with suppress(ConflictError), database.writing() as connection:
             notes.end(connection, token)
-            claim(connection, [(row["user_id"], row["task"]) for row in rows])
-            there = _there_already(connection, place, rows) if once else {}
-            added = _numbered(connection, [row for row in rows if row["path"] not in there])
+            whose = {(row["user_id"], row["task"]) for row in rows}
+            if once:
+                whose &= checkpoints.known_of(connection, rows)
+            else:
+                claim(connection, sorted(whose))
+            kept = [row for row in rows if (row["user_id"], row["task"]) in whose]
+            there = _there_already(connection, place, kept) if once else {}
+            added = _numbered(connection, [row for row in kept if row["path"] not in there])
             if added:
                 connection.execute(insert(MODULES), added)
-            gone = [*there, *checkpoints.take_away(connection, rows)]
+            unwanted = [row["path"] for row in rows if row not in kept]
+            gone = [*unwanted, *there, *checkpoints.take_away(connection, rows)]
             committed = there | {row["path"]: row for row in added}
             left = notes.make(connection, database.maker(), gone) if gone else None
-            return [committed[row["path"]] for row in rows], left
+            return [committed.get(row["path"]) for row in rows], left
     raise StoreError("other processes kept taking the version", where=database.dialect.where, fix="run it again")
 
 

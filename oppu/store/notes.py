@@ -28,7 +28,7 @@ def noted(database: Database, place: Place, paths: Sequence[str]) -> Iterator[st
         yield token
     except BaseException:
         with suppress(OppuError, OSError):  # what cannot be cleared now, the next opening clears
-            settle(database, place, token)
+            settle(database, place, token, paths)
         raise
 
 
@@ -46,13 +46,15 @@ def end(connection: Connection, token: str) -> None:
         raise StoreError("the connection was lost, and another process cleared the put", fix="run it again")
 
 
-def settle(database: Database, place: Place, token: str) -> None:
-    """Ends a put that was not committed: what it wrote goes, then its note."""
+def settle(database: Database, place: Place, token: str, written: Sequence[str] = ()) -> None:
+    """Ends a put that was not committed: what it wrote goes, then its note.
+
+    `written`: what the put's own process wrote. Another one may have taken it for dead and settled the note earlier.
+    """
     with database.writing() as connection:
         paths = connection.scalar(select(PUTS.c.paths).where(PUTS.c.token == token).with_for_update())
-        if paths is None:  # committed, or settled by another process
-            return
-        place.remove([path for path in json.loads(paths) if not _has_row(connection, path)])
+        listed = written if paths is None else json.loads(paths)  # None: committed, or settled by another process
+        place.remove([path for path in listed if not _has_row(connection, path)])
         connection.execute(delete(PUTS).where(PUTS.c.token == token))
 
 

@@ -41,11 +41,16 @@ def put_profiles(database: Database, records: Sequence[ProfileRecord]) -> None:
 
 def drop_profiles(database: Database, task: str, made: str, users: Sequence[str]) -> None:
     """Removes these users' records of the task, made in this way; no error where there are none."""
-    with database.writing() as connection:
-        for some in cut(users):
-            connection.execute(
-                delete(PROFILES).where(PROFILES.c.user_id.in_(some), PROFILES.c.task == task, PROFILES.c.made == made)
-            )
+    for attempt in range(_ATTEMPTS):
+        try:
+            with database.writing() as connection:
+                for some in cut(users):
+                    whose = PROFILES.c.user_id.in_(some), PROFILES.c.task == task, PROFILES.c.made == made
+                    connection.execute(delete(PROFILES).where(*whose))
+            return
+        except ConflictError:
+            if attempt == _ATTEMPTS - 1:
+                raise
 
 
 def profiles(

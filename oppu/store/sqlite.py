@@ -9,7 +9,7 @@ import sqlite3
 import time
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, QueuePool, create_engine, event
+from sqlalchemy import Connection, Engine, NullPool, QueuePool, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
 from oppu.errors import StoreError
@@ -41,7 +41,9 @@ class SQLite:
     def engine(self) -> Engine:
         """Transactions begin IMMEDIATE where they write."""
         path, read_only = self._path, self._read_only
-        engine = create_engine("sqlite://", creator=lambda: _connect(path, read_only), poolclass=QueuePool)
+        # a reader decides anew each time how to open the file: one that is taken as immutable is never read again
+        pool = NullPool if read_only else QueuePool
+        engine = create_engine("sqlite://", creator=lambda: _connect(path, read_only), poolclass=pool)
         event.listen(engine, "begin", _begin)
         return engine
 

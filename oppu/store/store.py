@@ -155,7 +155,8 @@ class Store:
     def put_module_once(self, new: NewModule) -> tuple[ModuleRecord, bool]:
         """The same, unless the newest version has the fingerprint in `new.training` and is whole, whoever put it when.
 
-        Returns the record of the module that is there now, and whether it is the new one.
+        Returns the record of the module that is there now, and whether it is the new one. UnknownUserError where the
+        user is not known (any more).
         """
         return modules.put_module_once(self._database, self._place, new)
 
@@ -204,16 +205,17 @@ class Store:
         setting: str | None = None,
         base_name: str | None = None,
         base_fingerprint: str | None = None,
+        quantize: str | None = None,
         training: Mapping[str, Any] | None = None,
     ) -> ModuleRecord:
         """Takes in an export, or any LoRA, IA3 or prompt tuning folder of PEFT, as the next version here.
 
         What is given goes before what oppu.json says; without oppu.json, user_id, task, setting and base_fingerprint
-        must be given, and base_name where PEFT's config has none.
+        must be given, and base_name where PEFT's config has none. `quantize`: how that base is rounded.
         """
         given = {
             "user_id": user_id, "task": task, "setting": setting,
-            "base_name": base_name, "base_fingerprint": base_fingerprint, "training": training,
+            "base_name": base_name, "base_fingerprint": base_fingerprint, "quantize": quantize, "training": training,
         }  # fmt: skip
         module, known = transfer.read_export(folder, given)
         return self.put_module(module, **known)

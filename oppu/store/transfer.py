@@ -86,11 +86,20 @@ def read_export(folder: Path, given: Mapping[str, Any]) -> tuple[Module, dict[st
             known = {name: getattr(card, name) for name in _KNOWN}
         module = read_module(folder)
     known.setdefault("base_name", module.config.get("base_model_name_or_path"))
-    known |= {name: value for name, value in given.items() if value is not None}
+    known |= {name: given[name] for name in _KNOWN if given.get(name) is not None}
+    if given.get("training") is None:
+        known["training"] = _still_true(known["training"], given)
     missing = [name for name in _KNOWN if known.get(name) is None]
     if missing:
         raise StoreError(f"no {CARD} says {', '.join(missing)}", where=str(folder), fix=f"give {', '.join(missing)}")
     return module, known
+
+
+def _still_true(training: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the card says of the training, without what a given value takes the place of."""
+    gone = {name for name in ("task", "setting") if given.get(name) is not None}
+    of_base = {"quantize": given.get("quantize")} if given.get("base_fingerprint") is not None else {}
+    return {name: value for name, value in training.items() if name not in gone} | of_base
 
 
 _KNOWN = ("user_id", "task", "setting", "base_name", "base_fingerprint", "training")

@@ -45,8 +45,9 @@ CITATION = Task(
         "paper title: {title}\nreference: [1] - {option1} [2] - {option2}\nanswer:"
     ),
     query_pattern=(
-        r'title "(?P<title>.*)", which reference is related\?.*?'
-        r'\[1\]: "(?P<option1>.*)" \[2\]: "(?P<option2>.*)"\s*$'
+        # each part ends where the next one begins first, so that no text takes more than linear time
+        r'^(?:(?!title ").)*title "(?P<title>(?:(?!", which reference is related\?).)*)", which reference is related\?'
+        r'(?:(?!\[1\]: ").)*\[1\]: "(?P<option1>(?:(?!" \[2\]: ").)*)" \[2\]: "(?P<option2>.*)"\s*$'
     ),
     history=(
         HistoryForm(

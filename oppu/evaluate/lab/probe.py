@@ -183,7 +183,7 @@ class Probe:
 
         started, kept = time.perf_counter(), Kept(self.trial.place.out)
         earlier = kept.seconds(of)
-        training = json.dumps([__version__, base.fingerprint, asdict(config)])
+        training = json.dumps([__version__, base.fingerprint, str(base.model.dtype), asdict(config)])
         keys = [f"{training} {lesson.name} {fingerprint(lesson.learnt)}" for lesson in lessons]
         kept.forget_others(keys)
         known = dict(zip((lesson.name for lesson in lessons), keys, strict=True))

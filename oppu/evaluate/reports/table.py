@@ -214,6 +214,8 @@ def _odd(first: Run, run: Run) -> str:
         return f"the base of seed {adapted} was adapted, that of seed {plain} was not"
     own, usual_settings = _settings(run), _settings(first)
     differing = [key for key in own if key in usual_settings and own[key] != usual_settings[key]]
+    if "auto" in (own.get("dtype"), usual_settings.get("dtype")):  # of runs that did not note what it stood for
+        differing = [key for key in differing if key != "dtype"]
     if differing:
         said = ", ".join(f"{key} {own[key]}, not {usual_settings[key]}" for key in differing)
         return f"its settings differ from those of seed {first.seed}: {said}"

@@ -235,6 +235,7 @@ def _context(base: str) -> dict[str, Any]:
 def _inputs(what: str, case: Case, point: Point, context: Mapping[str, Any], repeat: int) -> dict[str, Any]:
     return {
         "what": what,
+        "made": 2,  # how items of a size are made; a change measures anew
         "task": case.task.name,
         "case": case.fingerprint,
         "epochs": case.epochs,

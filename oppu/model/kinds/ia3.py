@@ -87,11 +87,12 @@ class Ia3(Kind):
         self._model = model
         usual, inner = _keys_values_and_feedforward(model)
         self._targets = config.targets if config.targets is not None else usual
-        self._feedforward = config.feedforward if config.feedforward is not None else inner
+        inner = config.feedforward if config.feedforward is not None else inner
+        self._feedforward = tuple(t for t in self._targets if any(ends_with(t, ending) for ending in inner))
         self.places: list[_Place] = []
         start = 0
         for target in find_targets(model, self._targets, strict=config.targets is not None):
-            inside = self._is_feedforward(target.name)
+            inside = any(ends_with(target.name, ending) for ending in self._feedforward)
             end = start + (target.in_features if inside else target.out_features)
             self.places.append(_Place(target, inside, start, end))
             start = end
@@ -112,7 +113,7 @@ class Ia3(Kind):
             "peft_type": "IA3",
             "task_type": "CAUSAL_LM",
             "target_modules": sorted(self._targets),
-            "feedforward_modules": sorted(target for target in self._targets if self._is_feedforward(target)),
+            "feedforward_modules": sorted(self._feedforward),
             "fan_in_fan_out": isinstance(layers[0], Conv1D),
             "inference_mode": True,
         }
@@ -140,9 +141,6 @@ class Ia3(Kind):
                 layer.weight.copy_(layer.weight * (scales[:, None] if by_row else scales[None, :]))
                 if layer.bias is not None and not place.is_feedforward:
                     layer.bias.copy_(layer.bias * scales)
-
-    def _is_feedforward(self, name: str) -> bool:
-        return any(ends_with(name, ending) for ending in self._feedforward)
 
     def _plug(self, place: _Place, lines: Lines) -> RemovableHandle:
         layer = self._model.get_submodule(place.target.name)

@@ -3,8 +3,8 @@
 Glossary: U slots, P parameters of a module, T tokens.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, Self
 
 import torch
@@ -152,6 +152,8 @@ class Lines:
     """[U]: its rank."""
     stacked: bool
     """Whether one product serves all users of a pass; else each has its own."""
+    on_wipe: list[Callable[[], None]] = field(default_factory=list)
+    """Called where a module is wiped: what hooks keep copies in lets go of them."""
 
     def blocks(self, layout: Layout) -> Blocks | None:
         """The pass in blocks of one slot each; None: there is nothing to stack, or it shall not be."""

@@ -137,6 +137,7 @@ class Lora(Kind):
     def hooks(self, lines: Lines) -> list[RemovableHandle]:
         """See Kind."""
         steps = _Steps(lines)
+        lines.on_wipe.append(steps.forget)
         return [
             self._model.get_submodule(place.target.name).register_forward_hook(self._hook(place, lines, steps))
             for place in self.places
@@ -184,6 +185,11 @@ class _Steps:
 
     def __init__(self, lines: Lines) -> None:
         self._lines = lines
+        self._stacked = StepModules((), -1)
+
+    def forget(self) -> None:
+        """Overwrite the stacks."""
+        self._stacked.wipe()
         self._stacked = StepModules((), -1)
 
     def add(self, target: Target, layer: _Layer, layout: Layout, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
