@@ -388,13 +388,14 @@ def test_users_without_a_question_do_not_take_part(tmp_path: Path, wanted: Exper
         run(wanted, Dataset((silent,), dataset.base_users), tmp_path / "out")
 
 
+@pytest.mark.usefixtures("no_report")
 def test_profiles_of_nobody_who_is_asked_are_refused(
     tmp_path: Path, wanted: Experiment, dataset: Dataset, caplog: pytest.LogCaptureFixture
 ) -> None:
     told = replace(wanted, methods=("pag",))
     with pytest.raises(DataError, match="--profiles: none of the 1 profiles is of a user who is asked"):
         module.check(told, dataset, tmp_path, profiles={"stranger": "likes red"})
-    module.check(told, dataset, tmp_path, profiles={"a": "likes red"})
+    run(replace(told, adapt=None), dataset, tmp_path, profiles={"a": "likes red"})
     assert "2 of 3 users have no profile; their prompts show none" in caplog.text
 
 

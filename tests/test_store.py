@@ -205,6 +205,8 @@ def test_of_two_who_put_the_same_training_at_once_the_second_gets_the_firsts_mod
 
 
 def test_a_module_that_is_damaged_or_of_another_training_is_put_again(folder_store: Store) -> None:
+    folder_store.put_history("ann", "movie_tagging", HISTORY)
+
     def put(fingerprint: str | None) -> tuple[int, bool]:
         new = NewModule(tiny_module(), **whose("ann", training={"fingerprint": fingerprint} if fingerprint else {}))
         record, is_new = folder_store.put_module_once(new)

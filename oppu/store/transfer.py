@@ -97,9 +97,10 @@ def read_export(folder: Path, given: Mapping[str, Any]) -> tuple[Module, dict[st
 
 def _still_true(training: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """What the card says of the training, without what a given value takes the place of."""
-    gone = {name for name in ("task", "setting") if given.get(name) is not None}
-    of_base = {"quantize": given.get("quantize")} if given.get("base_fingerprint") is not None else {}
-    return {name: value for name, value in training.items() if name not in gone} | of_base
+    replaced = {"task": "task", "setting": "setting", "base_fingerprint": "quantize"}
+    gone = {replaced[name] for name in replaced if given.get(name) is not None}
+    rounded = {"quantize": given["quantize"]} if given.get("quantize") is not None else {}
+    return {name: value for name, value in training.items() if name not in gone} | rounded
 
 
 _KNOWN = ("user_id", "task", "setting", "base_name", "base_fingerprint", "training")
