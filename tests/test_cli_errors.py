@@ -209,6 +209,12 @@ def test_bases_of_a_mistyped_run_are_refused_before_anything_is_made(world: Worl
     assert not (tmp_path / "out" / "store").exists()
 
 
+def test_an_import_that_rounds_no_named_base_is_refused(world: World, tmp_path: Path) -> None:
+    line = refused("modules", "import", tmp_path, "--store", tmp_path / "new", "--quantize", "8bit")
+    assert line == "--quantize: no base is named that could be rounded; leave out --quantize, or add --base"
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_trunk_below_modules_on_all_layers_is_refused(world: World, tmp_path: Path) -> None:
     options = ("--task", world.task, "--data", world.data, "--store", tmp_path / "new", "--trunk", tmp_path / "trunk")
     assert refused("personalize", *options).startswith(

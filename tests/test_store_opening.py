@@ -3,15 +3,18 @@
 import os
 import sqlite3
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from sqlalchemy import inspect
-from store_samples import HISTORY, held, tiny_module, told_of, under_way, whose
+from sqlalchemy import inspect, select
+from store_samples import HISTORY, held, module_folders, tiny_module, told_of, under_way, whose
 
 from oppu.errors import StoreError
 from oppu.store import Store, schema
 from oppu.store.files import temporary_name
+from oppu.store.notes import settle
+from oppu.store.places import Place
 
 
 def test_the_tables_are_those_that_the_migrations_make(store: Store) -> None:
@@ -156,3 +159,20 @@ def test_a_reader_of_a_folder_that_it_may_not_write_sees_what_others_change(
             writer.delete_user("kim")
         assert reader.users() == ("lee",)
         reader.close()
+
+
+def test_a_put_whose_note_another_process_settled_leaves_no_files(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = type(store._place).write
+
+    def slow(place: Place, files: Mapping[str, Mapping[str, bytes]]) -> None:
+        with store._database.reading() as connection:
+            (token,) = connection.scalars(select(schema.PUTS.c.token))
+        settle(store._database, place, token)  # as another process does that takes the put for dead
+        write(place, files)
+
+    monkeypatch.setattr(type(store._place), "write", slow)
+    with pytest.raises(StoreError, match="another process cleared the put"):
+        store.put_module(tiny_module(), **whose("ann"))
+    assert module_folders(store) == []

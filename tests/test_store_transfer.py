@@ -165,3 +165,14 @@ def test_a_damaged_module_is_not_exported(folder_store: Store, tmp_path: Path) -
     with pytest.raises(StoreError, match="bytes instead of"):
         folder_store.export_module(record, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_was_said_of_a_training_goes_where_a_given_value_takes_its_place(store: Store, tmp_path: Path) -> None:
+    training = {"task": {"name": "movie_tagging"}, "setting": {"k": 0}, "quantize": "8bit", "seed": 1}
+    record = store.put_module(tiny_module(), **whose("ann", training=training))
+    store.export_module(record, tmp_path / "out")
+    assert store.import_module(tmp_path / "out").training == training
+    renamed = store.import_module(tmp_path / "out", task="news_headline", setting="profile")
+    assert renamed.training == {"quantize": "8bit", "seed": 1}
+    others = store.import_module(tmp_path / "out", base_name="b", base_fingerprint="0" * 64, quantize="4bit")
+    assert others.training == training | {"quantize": "4bit"}

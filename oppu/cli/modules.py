@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from oppu.cli.options import Device, Dtype, Files, Quantize, StoreAddress, UserId, open_store, quiet_libraries
+from oppu.cli.options import (
+    Device,
+    Dtype,
+    Files,
+    Quantize,
+    StoreAddress,
+    UserId,
+    open_store,
+    quiet_libraries,
+    refuse_given,
+)
 from oppu.cli.terminal import console
 
 if TYPE_CHECKING:
@@ -114,6 +124,8 @@ def import_module(
     from oppu.personalize import base_of
     from oppu.store import Store
 
+    if base is None:
+        refuse_given({"--quantize": quantize}, "no base is named that could be rounded", "add --base")
     module = read_module(folder)
     with quiet_libraries(), Store(store, files) as opened:
         loaded = None

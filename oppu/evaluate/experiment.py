@@ -392,9 +392,8 @@ def _prepare(out: Path, record: Mapping[str, Any], fresh: bool, is_outdated: boo
             for part in ("cells", "predictions", "store", UNDER_WAY):
                 if (out / part).exists():
                     shutil.rmtree(out / part)
-            for file in (RESULTS_FILE, "report.html", TASK_FILE):
-                (out / file).unlink(missing_ok=True)
-        if is_outdated:  # else an interrupted run would look finished, with old and new cells in its table
+            (out / TASK_FILE).unlink(missing_ok=True)
+        if fresh or is_outdated:  # else an interrupted run would look finished, with old and new cells in its table
             for file in (RESULTS_FILE, "report.html"):
                 (out / file).unlink(missing_ok=True)
         make_folders(out)
