@@ -20,7 +20,7 @@ from oppu.data import read_dataset, without_test_questions
 from oppu.data.sample import sample_tasks
 from oppu.evaluate.lab import whole
 from oppu.evaluate.lab.likeness import words_of
-from oppu.evaluate.lab.probe import Probe
+from oppu.evaluate.lab.probe import Lesson, Probe
 from oppu.evaluate.significance import mean_interval
 from oppu.examples import Setting, query_examples, training_examples
 from oppu.model.base import Base, load_base
@@ -58,8 +58,13 @@ def test_one_module_for_all_tasks_stands_beside_one_for_each_and_the_others(tiny
     found = {(row["task"], row["modules"]): row for row in table_of(tmp_path / "tasks", "tasks")}
     labels, words = sample(0, 8), sample(1, 8)
     ids = [person["id"] for person in numbers_of(tmp_path / "tasks", "tasks")["people"]]
-    assert ids == ["ada", "ben"]
+    assert len(ids) == 2
     users = [{user.id: user for user in listed} for _, listed in (labels, words)]
+    for user in ids:  # what is older than the newest item of both tasks
+        until = min(each[user].history[-1].time for each in users)
+        for each in users:
+            older = tuple(item for item in each[user].history if item.time < until)
+            each[user] = replace(each[user], history=older)
     learnt = [{u: training_examples(labels[0], users[0][u], newest=5) for u in ids}]
     learnt += [{u: training_examples(words[0], users[1][u], newest=5) for u in ids}]
     for at, (task, _) in enumerate((labels, words)):
@@ -80,6 +85,49 @@ def test_one_module_for_all_tasks_stands_beside_one_for_each_and_the_others(tiny
             assert (row["rouge1"] == "") == (at == 0)
     joint, own = (float(found["note_filing", name]["nll"]) for name in ("one for all tasks", "one for each task"))
     assert float(found["note_filing", "one for all tasks"]["gain_own"]) == pytest.approx(own - joint, abs=1e-6)
+
+
+def test_nothing_later_than_a_question_is_learnt_from_another_task(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = [sample.task for sample in sample_tasks()]
+    answers = ("work", "a word")
+
+    def listed(place: int, days: Sequence[int], held_out: str) -> Path:
+        def row(user: str, split: str, day: int) -> dict[str, object]:
+            time = f"2025-01-{day:02}"
+            what = {"split": split, "input": time, "output": answers[place]}
+            return {"user": user, "id": f"{user}{day}", "time": time, **what}
+
+        return rows(
+            tmp_path / f"{place}.jsonl",
+            *(row("ann", "history", day) for day in days),
+            row("ann", "query", 20),
+            *(row(user, "base", 1) for user in (held_out, "zoe")),
+            *((row("bob", "history", 1), row("bob", "query", 2)) if place == 0 else ()),
+        )
+
+    # bob is asked in the first task, and so adapts no base in the second; the first task's last day is ann's third
+    data = [listed(0, (1, 2, 3), "yan"), listed(1, (1, 2, 3, 4), "bob")]
+    lessons: dict[str, list[str]] = {}
+    adapted: set[str] = set()
+    original, pairs = Probe.answers, adaption_examples
+
+    def answers_of(self: Probe, name: str, asked: Sequence[Lesson], *given: Any, **rest: Any) -> Any:
+        lessons[name] = [example.item_id for lesson in asked for example in lesson.learnt]
+        return original(self, name, asked, *given, **rest)
+
+    def pairs_of(task: Task, users: Sequence[User], config: AdaptConfig) -> Any:
+        adapted.update(user.id for user in users)
+        return pairs(task, users, config)
+
+    monkeypatch.setattr(Probe, "answers", answers_of)
+    monkeypatch.setattr("oppu.adapt.adaption_examples", pairs_of)
+    both = ("--task", f"{tasks[0]},{tasks[1]}", "--data", f"{data[0]},{data[1]}", "--users", "1", "--adapt")
+    study("tasks", tiny, tmp_path, *both, place=None)
+    assert adapted == {"yan", "zoe"}
+    assert {tuple(items) for name, items in lessons.items() if name.endswith("for all tasks")} == {("ann1", "ann2") * 2}
+    assert {tuple(items) for name, items in lessons.items() if name.endswith("for each task")} == {("ann1", "ann2")}
 
 
 def test_the_module_of_a_task_is_trained_once_though_it_is_asked_twice(tiny: Path, tmp_path: Path) -> None:

@@ -4,6 +4,10 @@ Section 9 of the paper leaves this open for want of users with several tasks. Us
 person. Where there are fewer of them than asked for, the others are paired, the longest histories with the longest: a
 made-up person whose tasks have nothing to do with each other, which makes one module's work no easier.
 
+A person's questions of one task come after the history of that task, not after that of another. So of each history
+only what is older than the newest item of every task is learnt, and nobody who is asked in one task adapts the base in
+another: no module has seen what came later than a question, nor the text that is asked for under another task's name.
+
 All modules stand on one base, adapted to all tasks together on the tasks' held-out users.
 """
 
@@ -135,7 +139,9 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
         notes=(
             "One for all tasks: a module of the same rank learns the items of all tasks, and so takes as many steps as "
             "the others together; a person has one module instead of one for each task. The other tasks': how a module "
-            "answers that has learnt every task but the one asked." + _settings_note(trials),
+            "answers that has learnt every task but the one asked. Of each history only what is older than the newest "
+            "item of every task is learnt, so that no module has seen what came later than a question."
+            + _settings_note(trials),
             f"All modules stand on one base. {trials[0].base_note('to all tasks together')} Gains are of NLL; "
             "intervals: users resampled.",
         ),
@@ -165,7 +171,8 @@ def _people(trials: Sequence[Trial], wanted: int) -> tuple[list[_Person], bool]:
     """Users of the same id in all tasks; where there are too few, the rest by the length of history. Whether paired."""
     users = [{user.id: user for user in trial.dataset.users} for trial in trials]
     common = set(users[0]).intersection(*users[1:])
-    found = [_Person(name, tuple(each[name] for each in users)) for name in common]
+    found = [_Person(name, _until_all(tuple(each[name] for each in users))) for name in common]
+    found = [person for person in found if all(part.history for part in person.parts)]
     found.sort(key=lambda person: (-sum(len(part.history) for part in person.parts), person.id))
     found = found[:wanted]
     if len(found) == wanted:
@@ -176,9 +183,23 @@ def _people(trials: Sequence[Trial], wanted: int) -> tuple[list[_Person], bool]:
     found += pairs[: wanted - len(found)]
     if not found:
         raise DataError(
-            ["the tasks have no users in common, and none to pair"], fix="use data with users for every task"
+            ["the tasks have no users in common with items older than the newest of every task, and none to pair"],
+            fix="use data with users for every task",
         )
     return found, bool(pairs)
+
+
+def _until_all(parts: tuple[User, ...]) -> tuple[User, ...]:
+    """One person's histories, each as far as it is older than the newest item of all; whole where one has no dates."""
+    if not all(_is_dated(part) for part in parts):
+        return parts
+    until = min(part.history[-1].time for part in parts)
+    return tuple(replace(part, history=tuple(item for item in part.history if item.time < until)) for part in parts)
+
+
+def _is_dated(user: User) -> bool:
+    """Whether the times of a history are dates, not the items' places in it."""
+    return bool(user.history) and [item.time for item in user.history] != list(range(len(user.history)))
 
 
 def _measured(settings: Settings, place: Workplace, trials: Sequence[Trial], people: Sequence[_Person]) -> list[_Way]:
@@ -245,7 +266,9 @@ def _adapted_to_all(settings: Settings, place: Workplace, trials: Sequence[Trial
     if not settings.adapt:
         return AdaptedBase(trials[0].base_name, base.fingerprint)
     config = AdaptConfig(trials[0].recipe.adapt, PLAIN, settings.adapt_histories, trials[0].settings.adapt_pairs)
-    examples = [e for t in trials for e in adaption_examples(t.task, t.dataset.base_users, config)]
+    asked = {user.id for trial in trials for user in trial.dataset.users}
+    held_out = [[user for user in trial.dataset.base_users if user.id not in asked] for trial in trials]
+    examples = [e for t, users in zip(trials, held_out, strict=True) for e in adaption_examples(t.task, users, config)]
     with Store((place.out / STORE).absolute()) as store:
         adapted = adapt_on(
             store,
