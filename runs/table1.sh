@@ -37,16 +37,16 @@ for task in "${tasks[@]}"; do # users and items by the length of its prompts
     tweet_paraphrase) size=(--users 8 --newest 60) ;;
     tweets_reworded) size=(--users 8 --newest 60 "${fast[@]}") ;;
   esac
-  case $task in # profiles that are no counts are left out, unless METHODS=all: a base this small writes bad ones
-    news_categorize | movie_tagging | product_rating) methods=(--methods all) ;;
-    *) methods=(--methods base,random,rag,oppu,oppu+rag --k 1,2,4) ;;
+  written=() # profiles that are no counts are written by the base, in bounds
+  case $task in
+    news_categorize | movie_tagging | product_rating) ;;
+    *) written=(--profile-steps 2 --profile-newest 5 --profile-tokens 48) ;;
   esac
-  [ "${METHODS:-}" != all ] || methods=(--methods all)
   adapted=()
   [ ! -d "$OUT/table1/$task/store" ] || adapted=(--bases "$OUT/table1/$task")
   # three bases, as in section 2.2, instead of six
   pairs=$(adapting "$task")
   naming "$task"
-  "$OPPU" experiment "${named[@]}" --base "$BASE" "${methods[@]}" --adapt-k 1 --out "$OUT/columns/$task" \
-    $pairs "${adapted[@]}" "${size[@]}"
+  "$OPPU" experiment "${named[@]}" --base "$BASE" --methods all --adapt-k 1 --out "$OUT/columns/$task" \
+    $pairs "${adapted[@]}" "${size[@]}" "${written[@]}"
 done

@@ -17,7 +17,7 @@ from oppu.errors import ConfigError, DataError, ModelError
 from oppu.examples import Setting, query_examples, training_examples
 from oppu.model.base import Base
 from oppu.profiles import shown_profile
-from oppu.profiles.timeline import cuts, in_order
+from oppu.profiles.timeline import Along, in_order
 from oppu.records import HistoryItem, Profile, Query, User
 from oppu.store import Store
 from oppu.tasks import BUILT_IN, Task
@@ -43,9 +43,9 @@ def marked_user(name: str, task: Task, times: Sequence[float]) -> User:
 
 
 def statuses(
-    store: Store, task: Task, users: Sequence[User], writer: Parrot | None = None, steps: int = 4
+    store: Store, task: Task, users: Sequence[User], writer: Parrot | None = None, along: Along | None = None
 ) -> list[str]:
-    return [result.status for result in describe(store, task, users, writer, steps)]
+    return [result.status for result in describe(store, task, users, writer, along or Along())]
 
 
 # no leak
@@ -59,7 +59,7 @@ def test_no_prompt_shows_a_profile_that_was_made_from_an_item_of_its_time_or_lat
 ) -> None:
     users = [marked_user(name, task, TIMES[when]) for name in ("ann", "bob")]
     writer = Parrot(context=context)
-    assert statuses(folder_store, task, users, writer, steps=3) == ["made", "made"]
+    assert statuses(folder_store, task, users, writer, along=Along(3)) == ["made", "made"]
     assert (len(writer.asked) > 6) == (context == 200)  # parts, and profiles of profiles
     profiles = stored_profiles(folder_store, task, users)
     for user in users:
@@ -104,10 +104,23 @@ def test_a_profile_is_shown_to_later_prompts_alone_and_a_text_to_all() -> None:
 
 
 def test_profiles_are_made_at_equal_distances_and_last_of_the_whole_history() -> None:
-    assert [cuts(items, 4) for items in (0, 1, 2, 4, 10, 100)] == [
-        (), (1,), (1, 2), (1, 2, 3, 4), (3, 5, 8, 10), (25, 50, 75, 100),
+    assert [[span.stop for span in Along(4).spans(items)] for items in (0, 1, 2, 4, 10, 100)] == [
+        [], [1], [1, 2], [1, 2, 3, 4], [3, 5, 8, 10], [25, 50, 75, 100],
     ]  # fmt: skip
-    assert cuts(10, 1) == (10,)
+    assert Along(1).spans(10) == (range(10),)
+
+
+def test_profiles_may_tell_of_the_newest_items_before_their_place(folder_store: Store) -> None:
+    assert Along(4, newest=3).spans(10) == (range(3), range(2, 5), range(5, 8), range(7, 10))
+    user = marked_user("ann", ASKED, tuple(map(float, range(8))))
+    writer = Parrot()
+    assert statuses(folder_store, ASKED, [user], writer, Along(2, newest=3)) == ["made"]
+    assert statuses(folder_store, ASKED, [user], writer, Along(2, newest=3)) == ["kept"]
+    (record,) = folder_store.profiles(ASKED.name, writer.made, ["ann"])
+    found = [(sorted(mark[-1] for mark in marks(each.text)), each.time, each.items) for each in record.profiles]
+    assert found == [([1, 2, 3], 3.0, 3), ([5, 6, 7], 7.0, 3)]
+    assert len(record.item_ids) == 8  # the history that they belong to
+    assert statuses(folder_store, ASKED, [user], writer, Along(2)) == ["made"]  # another way to make them
 
 
 # in parts
@@ -116,7 +129,7 @@ def test_profiles_are_made_at_equal_distances_and_last_of_the_whole_history() ->
 def test_a_history_that_is_too_long_is_taken_in_parts_which_its_profiles_share() -> None:
     user = marked_user("ann", ASKED, tuple(map(float, range(40))))
     writer = Parrot(context=320)
-    (texts,) = write_profiles(ASKED, [(in_order(user.history), cuts(40, 4))], writer)
+    (texts,) = write_profiles(ASKED, [(in_order(user.history), Along().spans(40))], writer)
     assert [len(marks(text)) for text in texts] == [10, 20, 30, 40]
     assert all("\n" not in text for text in texts)
     assert len(writer.asked) == len(set(writer.asked))
@@ -126,13 +139,13 @@ def test_a_history_that_is_too_long_is_taken_in_parts_which_its_profiles_share()
 def test_an_item_that_is_too_long_by_itself_is_cut(folder_store: Store) -> None:
     long = HistoryItem("0", {"text": "annx0x " + "word " * 900, "colour": "red"}, 0.0)
     task = ASKED.model_copy(update={"max_shown_words": 10_000})
-    ((text,),) = write_profiles(task, [((long,), (1,))], Parrot(context=200))
+    ((text,),) = write_profiles(task, [((long,), (range(1),))], Parrot(context=200))
     assert marks(text) == {("ann", 0)}
 
 
 def test_a_model_with_too_little_room_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"model:parrot: a request and its answer leave 56 of .*, and 82 are needed"):
-        write_profiles(ASKED, [(marked_user("ann", ASKED, (0.0,)).history, (1,))], Parrot(context=100))
+        write_profiles(ASKED, [(marked_user("ann", ASKED, (0.0,)).history, (range(1),))], Parrot(context=100))
 
 
 # what is kept
@@ -155,7 +168,7 @@ def test_profiles_are_kept_with_their_items_and_made_again_only_where_something_
         (writer, ASKED.model_copy(update={"profile_prompt": "{history}?"})),
     ):
         assert statuses(store, other, users[:1], changed) == ["made"]
-    assert statuses(store, ASKED, users[:1], writer, steps=2) == ["made"]
+    assert statuses(store, ASKED, users[:1], writer, along=Along(2)) == ["made"]
     assert store.ways_of_profiles(ASKED.name) == ("model:parrot",)
 
 

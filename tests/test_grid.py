@@ -21,6 +21,7 @@ from oppu.evaluate.experiment import run
 from oppu.evaluate.grid import plan_runs
 from oppu.evaluate.results import read_cells
 from oppu.examples import PLAIN, Setting
+from oppu.profiles.timeline import Along
 from oppu.records import Dataset, HistoryItem, Query, User
 from oppu.store import Store
 from oppu.tasks import BUILT_IN
@@ -201,7 +202,7 @@ def motto_user(name: str, items: int) -> User:
 
 @pytest.mark.usefixtures("no_report")
 def test_where_nothing_can_be_counted_the_embedded_model_is_asked(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, computed: list[tuple[str, int]]
 ) -> None:
     from oppu.model.base import load_base
 
@@ -214,11 +215,20 @@ def test_where_nothing_can_be_counted_the_embedded_model_is_asked(
     monkeypatch.setattr("oppu.describe.default.load_base", load)
     task = MOTTO.model_copy(update={"profile_prompt": "Mottos: {history} Profile:"})
     wanted = Experiment(task, (ALL,), (), str(base), None, FAST, users=1)
-    run(wanted, Dataset((motto_user("ann", 2),)), tmp_path)
+    run(wanted, Dataset((motto_user("ann", 4),)), tmp_path)
     assert asked == ["smollm2-135m"]
-    assert results(tmp_path)["config"]["profiles"] == "model:smollm2-135m"
+    assert results(tmp_path)["config"]["profiles"] == "model:smollm2-135m, 4 along a history, 160 tokens at most"
     with Store(tmp_path / "store", read_only=True) as store:
         assert [record.user_id for record in store.profiles("motto")] == ["ann"]
+    computed.clear()
+    shorter = replace(wanted, own_profiles=Along(2, newest=1), profile_tokens=9)
+    run(shorter, Dataset((motto_user("ann", 4),)), tmp_path)
+    assert computed == [(name, k) for name, k in COLUMNS if "pag" in name]
+    told = "model:smollm2-135m, 2 along a history of the newest 1 items, 9 tokens at most"
+    assert results(tmp_path)["config"]["profiles"] == told
+    with Store(tmp_path / "store", read_only=True) as store:
+        (record,) = store.profiles("motto")
+    assert [profile.items for profile in record.profiles] == [1, 1]
 
 
 def test_a_task_that_says_nothing_of_profiles_is_refused_before_anything_is_done(base: Path, tmp_path: Path) -> None:
@@ -238,6 +248,8 @@ def test_a_task_that_says_nothing_of_profiles_is_refused_before_anything_is_done
             "--adapt-k: no base is adapted; leave out --adapt-k, or leave out --no-adapt",
         ),
         (("--adapt-pairs", "9", "--no-adapt"), "--adapt-pairs: no base is adapted"),
+        (("--profile-newest", "5"), "--profile-newest: no model writes profiles in this run"),
+        (("--methods", "all", "--profile-tokens", "9"), "--profile-tokens: no model writes profiles in this run"),
         (("--store", "x"), "--store: only profiles are read from a store; leave out --store, or add --profiles store"),
         (
             ("--trunk", "x"),

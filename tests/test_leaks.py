@@ -25,6 +25,7 @@ from oppu.evaluate import experiment as module
 from oppu.evaluate.design import Experiment
 from oppu.evaluate.experiment import run
 from oppu.model.kinds import LoraConfig
+from oppu.profiles.timeline import Along
 from oppu.records import Dataset, Example, HistoryItem, Query, User, UserProfile
 from oppu.store import Store
 from oppu.tasks import BUILT_IN, Task, task_from_toml
@@ -139,7 +140,7 @@ def walked(
     patch.setattr(module, "write_report", lambda *_: None)
     writer = Echo()
     with Store(place / "profiles") as store:
-        list(describe(store, case.task, case.everyone, writer, steps=3))
+        list(describe(store, case.task, case.everyone, writer, Along(steps=3)))
         profiles = stored_profiles(store, case.task, case.everyone)
     # of the notes and subjects alone, so that a text from elsewhere would be seen
     texts = [case.task.prompt, "saw", *(text for user in case.everyone for text in _texts(user))]
@@ -388,7 +389,11 @@ def walked_on_real(
     base_users = tuple(_of_moderate_length(user) for user in read.base_users[:1])
     everyone = (*users, *base_users)
     with Store(place / "profiles") as store:
-        list(describe(store, task, everyone, None if task.profile_count else Echo(answer_tokens=4), steps=3))
+        list(
+            describe(
+                store, task, everyone, None if task.profile_count else Echo(answer_tokens=4), Along(steps=3, newest=2)
+            )
+        )
         profiles = stored_profiles(store, task, everyone)
     told = [each.text for found in profiles.values() for each in found]
     templates = [task.prompt, *(text for form in task.history for text in (form.prompt, form.answer, form.shown))]

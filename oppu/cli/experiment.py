@@ -98,6 +98,21 @@ def experiment(
         str | None, typer.Option("--store", help="Where `oppu profile` put the profiles, for --profiles store.")
     ] = None,
     files: Files = None,
+    profile_steps: Annotated[
+        int | None,
+        typer.Option(
+            "--profile-steps",
+            min=1,
+            help="Of profiles that a model writes for `all`: so many along a history. [default: 4]",
+        ),
+    ] = None,
+    profile_newest: Annotated[
+        int | None,
+        typer.Option("--profile-newest", min=1, help="Of the same: each tells of the newest so many items."),
+    ] = None,
+    profile_tokens: Annotated[
+        int | None, typer.Option("--profile-tokens", min=8, help="Of the same: their length limit. [default: 160]")
+    ] = None,
     seed: Seed = 0,
     seeds: Annotated[
         str | None, typer.Option("--seeds", metavar="A,B,...", help="In place of --seed: a run for each of several.")
@@ -155,7 +170,9 @@ def experiment(
 
     Example: `oppu experiment --task all --data data --methods all --seeds 0,1,2 --out runs/out/all`
     """
+    from oppu.describe.default import is_counted
     from oppu.describe.stored import is_stored
+    from oppu.describe.writer import ANSWER_TOKENS
     from oppu.errors import ConfigError
     from oppu.evaluate.design import ALL, Experiment
     from oppu.evaluate.experiment import check, run
@@ -163,6 +180,7 @@ def experiment(
     from oppu.evaluate.reports.joint import write_joint_report
     from oppu.evaluate.reports.summary import summary_table
     from oppu.model.base import family_of
+    from oppu.profiles.timeline import WHOLE, Along
     from oppu.recipes import recipe_for
 
     is_table_1 = methods == ALL
@@ -186,7 +204,16 @@ def experiment(
         raise ConfigError("a file holds the profiles of one task", where="--profiles", fix="use --profiles store")
     profiles_of = partial(_profiles, profiles, store, files)
     # all before the first training, so that no mistake costs hours
-    inputs = _inputs(planned, develop, profiles_of, own_profiles=is_table_1 and profiles is None)
+    own_profiles = is_table_1 and profiles is None
+    if not own_profiles or all(is_counted(each.task) for each in planned):
+        of_profiles = {
+            "--profile-steps": profile_steps,
+            "--profile-newest": profile_newest,
+            "--profile-tokens": profile_tokens,
+        }
+        refuse_given(of_profiles, "no model writes profiles in this run", "leave it out, or see `oppu profile`")
+    along = Along(profile_steps or WHOLE.steps, profile_newest)
+    inputs = _inputs(planned, develop, profiles_of, own_profiles=own_profiles)
     runs = []
     for each in planned:
         recipe = recipe_for(family_of(base), each.task)
@@ -219,6 +246,8 @@ def experiment(
             quantize=quantize,
             adapt_k=adapt_k,
             retriever=retriever,
+            own_profiles=along,
+            profile_tokens=profile_tokens or ANSWER_TOKENS,
         )
         runs.append((each, wanted, *inputs[each.task.name]))
     for each, wanted, dataset, given in runs:

@@ -54,6 +54,10 @@ Steps = Annotated[
         "--steps", min=1, help="Profiles that a model writes along a history, each for later items. [default: 4]"
     ),
 ]
+Newest = Annotated[
+    int | None,
+    typer.Option("--newest", min=1, help="A model's profile tells of the newest so many items. [default: all]"),
+]
 Tokens = Annotated[
     int | None, typer.Option("--tokens", min=8, help="Length limit of a model's profile. [default: 160]")
 ]
@@ -86,6 +90,7 @@ def profile(
         bool, typer.Option("--held-out", help="Of the held-out users as well, for `oppu adapt --profiles store`.")
     ] = False,
     steps: Steps = None,
+    newest: Newest = None,
     tokens: Tokens = None,
     context: Context = None,
     device: Device = "auto",
@@ -99,8 +104,9 @@ def profile(
     Example: `oppu profile --task movie_tagging --data data/movies --store my-store`
     """
     from oppu.data import read_dataset
-    from oppu.describe.users import COUNT, STEPS, describe
+    from oppu.describe.users import COUNT, describe
     from oppu.personalize import longest_histories
+    from oppu.profiles.timeline import WHOLE, Along
     from oppu.store import Store
     from oppu.store.opening import shown_address
     from oppu.tasks import find_task
@@ -108,7 +114,8 @@ def profile(
     found = find_task(task)
     counting = _is_counted(found, by, base, url, model)
     if counting:
-        written = {"--steps": steps, "--tokens": tokens, "--context": context, "--quantize": quantize}
+        written: dict[str, object] = {"--steps": steps, "--newest": newest, "--tokens": tokens, "--context": context}
+        written["--quantize"] = quantize
         refuse_given(written, "profiles are counted, not written by a model", "add --by model")
     if url is not None:
         refuse_given({"--quantize": quantize}, "a server writes the profiles", "leave out --url")
@@ -121,7 +128,7 @@ def profile(
         meter() as shown,
     ):
         tally = Tally(shown, "profiles", len(chosen))
-        for result in describe(opened, found, chosen, writer, STEPS if steps is None else steps):
+        for result in describe(opened, found, chosen, writer, Along(steps or WHOLE.steps, newest)):
             tally.add(result.status, result.reason)
         made = COUNT if writer is None else writer.made
     tally.close(f"profiles by {made} in {shown_address(store)}")

@@ -9,10 +9,12 @@ from collections.abc import Callable, Sequence
 from oppu.describe.local import LocalWriter
 from oppu.describe.stored import stored_profiles
 from oppu.describe.users import COUNT, describe
+from oppu.describe.writer import ANSWER_TOKENS
 from oppu.model.base import load_base
 from oppu.model.devices import AUTO
 from oppu.model.embedded import EMBEDDED
 from oppu.profiles.request import check_askable
+from oppu.profiles.timeline import WHOLE, Along
 from oppu.records import Profile, User
 from oppu.store import Store
 from oppu.tasks import Task
@@ -37,14 +39,19 @@ def default_profiles(
     store: Store,
     task: Task,
     users: Sequence[User],
+    along: Along = WHOLE,
+    tokens: int = ANSWER_TOKENS,
     *,
     device: str = AUTO,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, tuple[Profile, ...]]:
-    """Everyone's profiles, by user; what the store has is not made again. A user of whom none can be made has none."""
-    writer = None if is_counted(task) else LocalWriter(load_base(EMBEDDED, device=device))
+    """Everyone's profiles, by user; what the store has is not made again. A user of whom none can be made has none.
+
+    `along`, `tokens`: where a model writes them, and how long they may be; what is counted is counted after every item.
+    """
+    writer = None if is_counted(task) else LocalWriter(load_base(EMBEDDED, device=device), tokens)
     way = COUNT if writer is None else writer.made
-    for done, described in enumerate(describe(store, task, users, writer), start=1):
+    for done, described in enumerate(describe(store, task, users, writer, along), start=1):
         if described.status == "failed":
             _LOG.warning("there is no profile: %s", described.reason)
         on_progress(done, len(users))

@@ -16,16 +16,13 @@ from oppu.describe.writer import Writer, first_requests, write_profiles
 from oppu.errors import ModelError
 from oppu.profiles.count import check_countable, counted_profiles
 from oppu.profiles.request import check_askable
-from oppu.profiles.timeline import cuts, in_order, items_digest
+from oppu.profiles.timeline import WHOLE, Along, in_order, items_digest
 from oppu.records import HistoryItem, Profile, User
 from oppu.store import ProfileRecord, Store
 from oppu.tasks import Task
 
 COUNT = "count"
 """What the store calls counted profiles."""
-STEPS = 4
-"""Profiles that a model writes along a history: after each quarter of the items."""
-
 _VERSION = 1
 """Of how requests are made and answers counted; a change makes every profile anew."""
 _COUNTED_TOGETHER = 500
@@ -43,19 +40,19 @@ class Described:
 
 
 def describe(
-    store: Store, task: Task, users: Iterable[User], writer: Writer | None = None, steps: int = STEPS
+    store: Store, task: Task, users: Iterable[User], writer: Writer | None = None, along: Along = WHOLE
 ) -> Iterator[Described]:
     """Make each user's profiles and keep them in the store, those of a user together, each user once.
 
-    `writer`: the model that writes them, `steps` of them along a history; None: they are counted, as they stood after
-    every item. ConfigError where the task does not say what to count, or what to ask.
+    `writer`: the model that writes them, as `along` says; None: they are counted, as they stood after every item.
+    ConfigError where the task does not say what to count, or what to ask.
     """
     if writer is None:
         check_countable(task)
     else:
         check_askable(task)
     made = COUNT if writer is None else writer.made
-    how = _how(task, writer, steps)
+    how = _how(task, writer, along)
     remaining = iter(users)
     while group := list(islice(remaining, _COUNTED_TOGETHER if writer is None else writer.at_once(1))):
         kept = {record.user_id: record for record in store.profiles(task.name, made, [user.id for user in group])}
@@ -67,9 +64,9 @@ def describe(
             if (record.how, record.items_digest) == (how, digests.get(user_id))
         }
         new = {user_id: histories[user_id] for user_id in digests if user_id not in old}
-        for portion in _portions(task, [user.id for user in group], new, writer, steps):
+        for portion in _portions(task, [user.id for user in group], new, writer, along):
             asked = {user_id: new[user_id] for user_id in portion if user_id in new}
-            made_now, failed = _made(task, asked, writer, steps)
+            made_now, failed = _made(task, asked, writer, along)
             store.put_profiles(
                 [
                     ProfileRecord(
@@ -94,7 +91,7 @@ def _portions(
     user_ids: Sequence[str],
     histories: Mapping[str, Sequence[HistoryItem]],
     writer: Writer | None,
-    steps: int,
+    along: Along,
 ) -> Iterator[list[str]]:
     """The users in order, in portions whose requests the writer answers at once; one who asks for more is alone."""
     if writer is None:
@@ -103,7 +100,7 @@ def _portions(
     portion: list[str] = []
     asked: list[int] = []
     for user_id in user_ids:
-        own = _request_tokens(task, histories[user_id], writer, steps) if user_id in histories else []
+        own = _request_tokens(task, histories[user_id], writer, along) if user_id in histories else []
         together = [*asked, *own]
         if asked and own and len(together) > writer.at_once(max(together)):
             yield portion
@@ -114,17 +111,17 @@ def _portions(
         yield portion
 
 
-def _request_tokens(task: Task, ordered: Sequence[HistoryItem], writer: Writer, steps: int) -> list[int]:
-    return [writer.tokens(each) for each in first_requests(task, ordered, cuts(len(ordered), steps), writer)]
+def _request_tokens(task: Task, ordered: Sequence[HistoryItem], writer: Writer, along: Along) -> list[int]:
+    return [writer.tokens(each) for each in first_requests(task, ordered, along.spans(len(ordered)), writer)]
 
 
 def _made(
-    task: Task, histories: Mapping[str, Sequence[HistoryItem]], writer: Writer | None, steps: int
+    task: Task, histories: Mapping[str, Sequence[HistoryItem]], writer: Writer | None, along: Along
 ) -> tuple[dict[str, tuple[Profile, ...]], dict[str, str]]:
     """Profiles of the users together, and of whom there is none, why."""
     if writer is not None and len(histories) > 1:
         try:
-            return dict(zip(histories, _written(task, list(histories.values()), writer, steps), strict=True)), {}
+            return dict(zip(histories, _written(task, list(histories.values()), writer, along), strict=True)), {}
         except ModelError:
             pass  # one of them spoils it for all, so each by itself
     found, failed = {}, {}
@@ -133,7 +130,7 @@ def _made(
             if writer is None:
                 found[user_id] = _counted(task, ordered)
             else:
-                (found[user_id],) = _written(task, [ordered], writer, steps)
+                (found[user_id],) = _written(task, [ordered], writer, along)
         except ModelError as error:
             failed[user_id] = error.line()
     return found, failed
@@ -147,21 +144,23 @@ def _counted(task: Task, ordered: Sequence[HistoryItem]) -> tuple[Profile, ...]:
 
 
 def _written(
-    task: Task, histories: Sequence[Sequence[HistoryItem]], writer: Writer, steps: int
+    task: Task, histories: Sequence[Sequence[HistoryItem]], writer: Writer, along: Along
 ) -> list[tuple[Profile, ...]]:
-    asked = [(ordered, cuts(len(ordered), steps)) for ordered in histories]
+    asked = [(ordered, along.spans(len(ordered))) for ordered in histories]
     return [
-        tuple(Profile(text, ordered[size - 1].time, size) for text, size in zip(texts, sizes, strict=True))
-        for (ordered, sizes), texts in zip(asked, write_profiles(task, asked, writer), strict=True)
+        tuple(Profile(text, ordered[span[-1]].time, len(span)) for text, span in zip(texts, spans, strict=True))
+        for (ordered, spans), texts in zip(asked, write_profiles(task, asked, writer), strict=True)
     ]
 
 
-def _how(task: Task, writer: Writer | None, steps: int) -> str:
+def _how(task: Task, writer: Writer | None, along: Along) -> str:
     """Digest over everything that decides profiles besides the items."""
     asked = task.model_dump(mode="json", include={"kind", "labels", "history", "max_item_words", "max_shown_words"})
     decided: list[object]
     if writer is None:
         decided = [task.profile_count]
     else:
-        decided = [task.profile_prompt, writer.fingerprint, writer.answer_tokens, writer.context, steps]
+        decided = [task.profile_prompt, writer.fingerprint, writer.answer_tokens, writer.context, along.steps]
+        if along.newest is not None:
+            decided.append(along.newest)
     return hashlib.sha256(json.dumps([_VERSION, asked, decided], sort_keys=True).encode()).hexdigest()

@@ -44,9 +44,9 @@ class Writer(Protocol):
 
 
 def write_profiles(
-    task: Task, histories: Sequence[tuple[Sequence[HistoryItem], Sequence[int]]], writer: Writer
+    task: Task, histories: Sequence[tuple[Sequence[HistoryItem], Sequence[range]]], writer: Writer
 ) -> list[list[str]]:
-    """Of each history, oldest item first, with its sizes: a profile of the `size` oldest items for each, a line each.
+    """Of each history, oldest item first, with spans of its places: a profile of the items of each span, a line each.
 
     All of them are asked for at once, so that a model can answer them together and share what their requests have in
     common, and a part that several of them share is asked for once. ModelError where the model writes nothing,
@@ -55,9 +55,13 @@ def write_profiles(
     tokens = cache(writer.tokens)
     room = _room(task, writer)
     lines = [history_lines(task, ordered) for ordered, _ in histories]
-    waiting = {(place, size): lines[place][:size] for place, (_, sizes) in enumerate(histories) for size in sizes}
+    waiting = {
+        (place, span): lines[place][span.start : span.stop]
+        for place, (_, spans) in enumerate(histories)
+        for span in spans
+    }
     written: dict[str, str] = {}
-    found: dict[tuple[int, int], str] = {}
+    found: dict[tuple[int, range], str] = {}
     while waiting:
         requests = {
             key: [profile_request(task, part) for part in parts(texts, room, tokens)] for key, texts in waiting.items()
@@ -70,17 +74,16 @@ def write_profiles(
                 del waiting[key]
             else:  # two of them fit into one request, so each round has at most half as many
                 waiting[key] = [cut_to(written[request], writer.answer_tokens + 1, tokens) for request in asked]
-    return [[found[place, size] for size in sizes] for place, (_, sizes) in enumerate(histories)]
+    return [[found[place, span] for span in spans] for place, (_, spans) in enumerate(histories)]
 
 
-def first_requests(task: Task, ordered: Sequence[HistoryItem], sizes: Sequence[int], writer: Writer) -> list[str]:
+def first_requests(task: Task, ordered: Sequence[HistoryItem], spans: Sequence[range], writer: Writer) -> list[str]:
     """What `write_profiles` asks first for one history."""
     tokens = cache(writer.tokens)
     room = _room(task, writer)
     lines = history_lines(task, ordered)
-    return list(
-        dict.fromkeys(profile_request(task, part) for size in sizes for part in parts(lines[:size], room, tokens))
-    )
+    told = (lines[span.start : span.stop] for span in spans)
+    return list(dict.fromkeys(profile_request(task, part) for texts in told for part in parts(texts, room, tokens)))
 
 
 def _room(task: Task, writer: Writer) -> int:

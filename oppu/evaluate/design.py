@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from oppu import __version__
+from oppu.describe.writer import ANSWER_TOKENS
 from oppu.errors import ConfigError
 from oppu.evaluate.columns import TABLE_1
 from oppu.examples import PLAIN, Setting
 from oppu.model.base import fingerprint_of
 from oppu.model.devices import AUTO
+from oppu.profiles.timeline import WHOLE, Along
 from oppu.records import User, UserProfile
 from oppu.tasks import Task
 from oppu.train import TrainConfig
@@ -83,6 +85,10 @@ class Experiment:
     base was adapted with the prompts that the method shows, a base for each k, as in the published code."""
     retriever: str = "bm25"
     """Of every method with retrieved items; `random` draws them, and stands on the others' base."""
+    own_profiles: Along = WHOLE
+    """Where along a history a model writes profiles, in a run that makes its own."""
+    profile_tokens: int = ANSWER_TOKENS
+    """Length limit of these."""
 
     @property
     def is_table_1(self) -> bool:
@@ -123,7 +129,7 @@ def fingerprint_without(
 ) -> str:
     """See `run_fingerprint`; `without`: parts of the experiment that do not count."""
     config = asdict(replace(experiment, methods=(), k=(), task=None, base=""))  # type: ignore[arg-type]
-    for part in ("adapt_k", "retriever", *without):  # the methods say these two
+    for part in ("adapt_k", "retriever", "own_profiles", "profile_tokens", *without):  # methods and profiles say these
         del config[part]
     if config.get("dtype") == "float32":  # the usual one has no say, so that runs from before it was named stay valid
         config["dtype"] = AUTO

@@ -17,7 +17,8 @@ from typing import Any
 from oppu.adapt import AdaptConfig, adapt_into_store, adaption_examples, check_made_in
 from oppu.answering import answer_users
 from oppu.data import without_test_questions
-from oppu.describe.default import default_profiles, default_way
+from oppu.describe.default import default_profiles, default_way, is_counted
+from oppu.describe.writer import ANSWER_TOKENS
 from oppu.errors import ConfigError, DataError, ModelError
 from oppu.evaluate.baselines import baselines
 from oppu.evaluate.circumstances import versions
@@ -32,10 +33,10 @@ from oppu.model.devices import AUTO, dtype_name, find_device
 from oppu.model.engine import Progress
 from oppu.model.quantize import check_quantization
 from oppu.personalize import Plan, base_of, longest_histories, personalize
+from oppu.profiles.timeline import WHOLE
 from oppu.records import Dataset, User, UserProfile
 from oppu.store import Store
 from oppu.store.files import make_folders, os_errors, write_atomically
-from oppu.tasks import Task
 from oppu.train import Machine
 
 _LOG = logging.getLogger("oppu.evaluate")
@@ -160,7 +161,7 @@ def _checked(
     users, base_users = longest_histories(asked, experiment.users), dataset.base_users
     _check_data(experiment, users, base_users)
     methods = {(name, k): experiment.method_of(name, k) for name, k in experiment.columns()}
-    way = _way_of_profiles(experiment.task) if profiles is None and experiment.is_table_1 else ""
+    way = _way_of_profiles(experiment) if profiles is None and experiment.is_table_1 else ""
     needing = [name for (name, _), m in methods.items() if m.setting.profile]
     if needing and profiles is None and not way:
         raise ConfigError(f"{needing[0]} shows profiles, and there are none", where="--methods", fix="give --profiles")
@@ -256,6 +257,8 @@ class _Bench:
             self.store,
             self.experiment.task,
             described,
+            self.experiment.own_profiles,
+            self.experiment.profile_tokens,
             device=self.device,
             on_progress=lambda done, total: self.on_stage(Stage(stage, done, total)),
         )
@@ -347,8 +350,12 @@ def _baseline(name: str, predictions: Sequence[Prediction]) -> Cell:
     return Cell(name, 0, tuple(predictions), 0.0)
 
 
-def _way_of_profiles(task: Task) -> str:
-    return f"{default_way(task)}: {task.profile_count or task.profile_prompt}"
+def _way_of_profiles(experiment: Experiment) -> str:
+    task, along, tokens = experiment.task, experiment.own_profiles, experiment.profile_tokens
+    way = f"{default_way(task)}: {task.profile_count or task.profile_prompt}"
+    if is_counted(task) or (along, tokens) == (WHOLE, ANSWER_TOKENS):
+        return way
+    return f"{way} {json.dumps([asdict(along), tokens])}"
 
 
 def _record(out: Path, fingerprint: str, modules: str | None, fresh: bool) -> Mapping[str, Any]:
@@ -406,9 +413,12 @@ def _config(experiment: Experiment, command: str, profiles: Mapping[str, UserPro
         shown["profiles"] = "given"
     elif experiment.is_table_1:
         shown["profiles"] = default_way(experiment.task)
+        if not is_counted(experiment.task):
+            shown["profiles"] += f", {experiment.own_profiles}, {experiment.profile_tokens} tokens at most"
+    left_out = ("task", "own_profiles", "profile_tokens")
     return {
         "command": command,
-        **{k: v for k, v in asdict(experiment).items() if k != "task"},
+        **{k: v for k, v in asdict(experiment).items() if k not in left_out},
         **shown,
         "versions": versions(),
     }

@@ -7,6 +7,7 @@ of an item of time >= t, nor of the answer that is asked for; the caller has no 
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from oppu.records import HistoryItem, UserProfile
 
@@ -28,12 +29,31 @@ def in_order(history: Sequence[HistoryItem]) -> tuple[HistoryItem, ...]:
     return tuple(sorted(history, key=lambda item: item.time))
 
 
-def cuts(items: int, steps: int) -> tuple[int, ...]:
-    """How many of a history's oldest items each of at most `steps` profiles is made from; the last of all of them.
+@dataclass(frozen=True, slots=True)
+class Along:
+    """Where along a history a model writes profiles, and of how much of it each."""
 
-    ceil(items * i / steps) for i = 1 ... steps: as many trained items between two profiles, whatever the dates.
-    """
-    return tuple(sorted({-(-items * step // steps) for step in range(1, steps + 1)} - {0}))
+    steps: int = 4
+    """At most so many profiles: after each quarter of the items, where there are four."""
+    newest: int | None = None
+    """A profile tells of the newest so many items before its place; None: of all of them."""
+
+    def __str__(self) -> str:
+        told = "" if self.newest is None else f" of the newest {self.newest} items"
+        return f"{self.steps} along a history{told}"
+
+    def spans(self, items: int) -> tuple[range, ...]:
+        """The places of the items that each profile is made from; the last ends with the history.
+
+        They end after ceil(items * i / steps) for i = 1 ... steps: as many trained items between two profiles,
+        whatever the dates.
+        """
+        ends = sorted({-(-items * step // self.steps) for step in range(1, self.steps + 1)} - {0})
+        return tuple(range(0 if self.newest is None else max(0, end - self.newest), end) for end in ends)
+
+
+WHOLE = Along()
+"""Four of them, each of everything before its place."""
 
 
 def items_digest(items: Sequence[HistoryItem]) -> str:
