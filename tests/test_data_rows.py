@@ -160,7 +160,7 @@ def test_base_users_alone_are_a_data_set_for_task_adaption(tmp_path: Path) -> No
 def test_a_query_older_than_the_history_is_noted(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "n.jsonl", row(time="2025-02"), row(time="2025-01", split="query"))
     assert check(path, NOTES).notes == (
-        "users with a query older than some of their history, which a module will have seen: 1",
+        "users with a query older than some of their history; experiments leave the later items out: 1",
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from shell import SMALL, contents, done, refused, write_task
 from toys import COLOUR, FAST, MOTTO, REMARK, colour_user, colour_users, tiny_base_folder, write_release
+from writers import Parrot
 
 from oppu.adapt import adaption_examples
 from oppu.describe.default import default_profiles
@@ -183,6 +184,20 @@ def test_of_the_held_out_users_those_alone_are_described_whose_pairs_adapt_the_b
     assert 0 < len(described) <= 4
 
 
+def test_a_profile_that_was_made_otherwise_is_not_shown_where_a_new_one_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = Parrot()
+    monkeypatch.setattr("oppu.describe.default.load_base", lambda *_, **__: None)
+    monkeypatch.setattr("oppu.describe.default.LocalWriter", lambda *_: writer)
+    task = MOTTO.model_copy(update={"profile_prompt": "Mottos: {history} Profile:"})
+    users = [motto_user("ann", 4), motto_user("bob", 4)]
+    with Store(tmp_path) as store:
+        assert set(default_profiles(store, task, users)) == {"ann", "bob"}
+        writer.refuses = "ann 3"
+        assert set(default_profiles(store, task, users, Along(2))) == {"bob"}
+
+
 @pytest.mark.usefixtures("no_report")
 def test_profiles_that_are_given_are_used(
     small: tuple[Experiment, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -217,7 +232,7 @@ def test_where_nothing_can_be_counted_the_embedded_model_is_asked(
     wanted = Experiment(task, (ALL,), (), str(base), None, FAST, users=1)
     run(wanted, Dataset((motto_user("ann", 4),)), tmp_path)
     assert asked == ["smollm2-135m"]
-    assert results(tmp_path)["config"]["profiles"] == "model:smollm2-135m, 4 along a history, 160 tokens at most"
+    assert results(tmp_path)["config"]["profiles"] == "model:smollm2-135m"
     with Store(tmp_path / "store", read_only=True) as store:
         assert [record.user_id for record in store.profiles("motto")] == ["ann"]
     computed.clear()

@@ -101,6 +101,20 @@ def test_interrupted_lessons_go_on_to_the_last_bit(tiny: Path, tmp_path: Path, l
     assert same_modules(probe, undisturbed)
 
 
+def test_what_the_base_answers_does_not_depend_on_how_modules_are_trained(tiny: Path, tmp_path: Path) -> None:
+    trial = trial_in(tiny, tmp_path, Steps(None))
+    task, user = trial.task, trial.dataset.users[0]
+    questions = tuple(query_examples(task, user))
+
+    def measured(learnt: bool, rate: float) -> int:
+        lesson = Lesson(user.id, tuple(training_examples(task, user, newest=2)) if learnt else (), questions)
+        Probe(trial).answers("x", [lesson], PLAIN, personal=replace(trial.recipe.personal, learning_rate=rate))
+        return len(list((tmp_path / "measurements").iterdir()))
+
+    assert [measured(False, 0.01), measured(False, 0.02)] == [1, 1]
+    assert [measured(True, 0.01), measured(True, 0.02)] == [2, 3]
+
+
 def test_other_lessons_begin_anew_and_nothing_of_the_former_stays(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         asked(tiny, tmp_path, 17)

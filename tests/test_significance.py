@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+from scipy.stats import norm, t
 
 from oppu.errors import DataError
 from oppu.evaluate.metrics import score
@@ -15,6 +16,7 @@ from oppu.evaluate.significance import (
     paired_difference,
     paired_difference_over_seeds,
     score_by_user,
+    student_quantile,
 )
 from oppu.tasks import BUILT_IN
 
@@ -29,6 +31,10 @@ def predictions(hits_by_user: list[list[int]]) -> list[Prediction]:
         for u, hits in enumerate(hits_by_user)
         for q, hit in enumerate(hits)
     ]
+
+
+def widening(users: int) -> float:
+    return math.sqrt(users / (users - 1)) * t.ppf(0.975, users - 1) / norm.ppf(0.975)
 
 
 def random_hits(rng: random.Random, users: int, queries: int = 4) -> list[list[int]]:
@@ -49,8 +55,11 @@ def test_resampled_metrics_equal_scoring_each_resample_from_its_predictions(metr
     for drawn in weights:
         pool = [p for u, count in enumerate(drawn) for _ in range(count) for p in of_user[u]]
         slow.append(score(TASK, [p.gold for p in pool], [p.output for p in pool])[metric])
-    found = confidence_interval(TASK, [p for each in of_user for p in each], metric, samples=200, seed=11)
-    assert found == pytest.approx(tuple(np.quantile(slow, [0.025, 0.975])))
+    everything = [p for each in of_user for p in each]
+    found = confidence_interval(TASK, everything, metric, samples=200, seed=11)
+    estimate = score(TASK, [p.gold for p in everything], [p.output for p in everything])[metric]
+    low, high = (estimate + widening(7) * (end - estimate) for end in np.quantile(slow, [0.025, 0.975]))
+    assert found == pytest.approx((max(0.0, low), min(1.0, high)))
 
 
 def test_the_same_seed_gives_the_same_numbers_in_any_order_of_predictions():
@@ -71,12 +80,15 @@ def test_the_interval_has_the_width_that_theory_gives():
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say():
     rng = random.Random(9)
-    covered = 0
-    for seed in range(200):
-        sample = predictions(random_hits(rng, 40, queries=3))  # users' rates are uniform, so the truth is one half
-        low, high = confidence_interval(TASK, sample, "accuracy", samples=400, seed=seed)
-        covered += low <= 0.5 <= high
-    assert 0.88 <= covered / 200 <= 0.985
+    for users in (8, 40):
+        covered = 0
+        for seed in range(400):
+            sample = predictions(
+                random_hits(rng, users, queries=3)
+            )  # users' rates are uniform, so the truth is one half
+            low, high = confidence_interval(TASK, sample, "accuracy", samples=400, seed=seed)
+            covered += low <= 0.5 <= high
+        assert 0.915 <= covered / 400 <= 0.985
 
 
 def test_queries_of_one_user_go_along_with_the_user():
@@ -113,11 +125,19 @@ def test_swapping_the_methods_turns_the_signs():
 
 def test_p_values_are_even_where_there_is_no_difference():
     rng = random.Random(21)
-    found = 0
-    for seed in range(200):
-        a, b = (predictions([[int(rng.random() < 0.6) for _ in range(5)] for _ in range(40)]) for _ in range(2))
-        found += paired_difference(TASK, a, b, "accuracy", samples=400, seed=seed).p_value < 0.05
-    assert 0.01 <= found / 200 <= 0.11
+    for users in (8, 40):
+        found = 0
+        for seed in range(400):
+            a, b = (predictions([[int(rng.random() < 0.6) for _ in range(5)] for _ in range(users)]) for _ in range(2))
+            found += paired_difference(TASK, a, b, "accuracy", samples=400, seed=seed).p_value < 0.05
+        assert 0.02 <= found / 400 <= 0.08
+
+
+def test_the_quantiles_are_student_s():
+    for freedom in (1, 2, 3, 7, 8, 59, 400):
+        assert [student_quantile(p, freedom) for p in (0.5, 0.8, 0.975)] == pytest.approx(
+            [t.ppf(p, freedom) for p in (0.5, 0.8, 0.975)], abs=1e-9
+        )
 
 
 def test_the_smallest_detectable_difference_is_2_8_standard_errors():
@@ -126,6 +146,8 @@ def test_the_smallest_detectable_difference_is_2_8_standard_errors():
     b = predictions([[u % 2] for u in range(100)])
     found = paired_difference(TASK, a, b, "accuracy", samples=4000)
     assert found.smallest_detectable == pytest.approx(2.8016 * math.sqrt(0.25 / 100), rel=0.05)
+    few = paired_difference(TASK, a[:8], b[:8], "accuracy", samples=4000)
+    assert few.smallest_detectable == pytest.approx((2.365 + 0.896) * math.sqrt(2 / 7 / 8), rel=0.05)
 
 
 def test_rmse_is_compared_as_a_root_of_a_mean():
@@ -182,7 +204,8 @@ def test_over_seeds_the_mean_difference_is_resampled_with_the_same_users_in_ever
     flat = [tuple([p for of_user in side for p in of_user] for side in pair) for pair in seeds]
     found = paired_difference_over_seeds(TASK, flat, metric, samples=150, seed=2)
     assert found.difference == pytest.approx(np.mean([value(a, [1] * 6) - value(b, [1] * 6) for a, b in seeds]))
-    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(slow, [0.025, 0.975])), abs=1e-12)
+    ends = [found.difference + widening(6) * (end - found.difference) for end in np.quantile(slow, [0.025, 0.975])]
+    assert (found.low, found.high) == pytest.approx(tuple(ends), abs=1e-12)
     assert (found.users, found.queries) == (6, sum(map(len, golds)))
 
 

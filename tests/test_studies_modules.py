@@ -76,6 +76,29 @@ def test_a_base_that_another_study_adapted_is_taken_over(kinds: Path, place: Pat
     assert (out / weights).samefile(kinds / weights)
 
 
+def test_a_rate_at_which_training_diverges_has_lost(tmp_path: Path) -> None:
+    base, out = tiny_base_folder(tmp_path / "tiny"), tmp_path / "kinds"
+    given = (
+        "--base",
+        base,
+        "--users",
+        1,
+        "--kinds",
+        "lora",
+        "--no-adapt",
+        "--newest",
+        8,
+        "--epochs",
+        2,
+        "--batch-size",
+        2,
+    )
+    done("study", "kinds", *given, "--rates", "1e30,0.01", "--out", out)
+    assert [row["learning_rate"] for row in rows_of(out) if row["kind"] == "lora"] == ["0.01"]
+    assert numbers_of(out)["held_out_losses"]["lora"]["1e+30"] is None
+    assert "diverged" in refused("study", "kinds", *given, "--rates", "1e29,1e30", "--out", tmp_path / "both")
+
+
 def test_a_kind_takes_the_rate_with_the_least_loss_on_held_out_items(tmp_path: Path) -> None:
     given = ("--users", 2, "--kinds", "ia3", "--no-adapt")
     base, out = tiny_base_folder(tmp_path / "tiny"), tmp_path / "kinds"

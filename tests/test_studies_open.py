@@ -302,6 +302,21 @@ def test_cohorts_learn_equally_many_items_and_their_users_are_asked(tiny: Path, 
     assert numbers_of(tmp_path / "cohorts", "cohorts")["by"] == "labels"
 
 
+def test_modules_learn_no_more_items_than_the_shortest_history_has(tiny: Path, tmp_path: Path) -> None:
+    def row(user: str, split: str, day: int) -> dict[str, object]:
+        what = {"split": split, "input": f"{user} {day}", "output": "work"}
+        return {"user": user, "id": f"{user}{day}", "time": f"2025-01-{day:02}", **what}
+
+    sizes = {"ann": 7, "bob": 5, "cem": 6}
+    listed = [row(user, "history", day + 1) for user, size in sizes.items() for day in range(size)]
+    data = rows(tmp_path / "data.jsonl", *listed, *(row(user, "query", 20) for user in sizes))
+    given = ("--task", sample_tasks()[0].task, "--data", data, "--base", tiny, *QUICK)
+    done("study", "cohorts", *given, "--newest", "9", "--sizes", "2,3", "--draws", "1", "--out", tmp_path / "out")
+    assert {row["items"] for row in table_of(tmp_path / "out", "cohorts")[1:]} == {"5.0"}
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "a module of 5 items in all, as many as the shortest history has instead of 9" in page
+
+
 def test_members_who_pool_their_items_give_all_of_them(tiny: Path, tmp_path: Path) -> None:
     study(
         "cohorts", tiny, tmp_path, "--users", "3", "--newest", "4", "--sizes", "2", "--draws", "1", "--pooled", place=1

@@ -3,9 +3,10 @@
 All formats become the same `records.Dataset`. Whatever is wrong in the files is listed whole; nothing is half-loaded.
 """
 
+from oppu.data.asked import until_asked
 from oppu.data.develop import development_set
 from oppu.data.download import download_lamp, progress_bar
-from oppu.data.overlap import without_questions_of_others, without_test_questions
+from oppu.data.overlap import without_asked_texts, without_questions_of_others, without_test_questions
 from oppu.data.read import Checked, check, named_task, read_dataset
 from oppu.data.statistics import GroupStatistics, Statistics, statistics, statistics_table
 
@@ -21,6 +22,8 @@ __all__ = [
     "read_dataset",
     "statistics",
     "statistics_table",
+    "until_asked",
+    "without_asked_texts",
     "without_questions_of_others",
     "without_test_questions",
 ]

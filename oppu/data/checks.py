@@ -91,7 +91,7 @@ def _checked_user(raw: RawUser, task: Task, problems: Problems, need_history: bo
     history = _in_order(items, problems)
     queries = tuple(_checked_query(query, task, problems) for query in raw.queries)
     if history and any(query.time is not None and query.time < history[-1].time for query in queries):
-        problems.note("users with a query older than some of their history, which a module will have seen")
+        problems.note("users with a query older than some of their history; experiments leave the later items out")
     return User(raw.id, history, queries)
 
 

@@ -1,7 +1,7 @@
 """Users who did what another one is asked: such items must not adapt the base, nor train a module that both share.
 
 Two ask the same if retrieval sees the same text of them, letter case and spaces aside: a film that both tagged, a paper
-that both wrote. A user's own history is not touched.
+that both wrote, whose abstract an item has and a question has not. A user's own history is not touched.
 """
 
 from collections import Counter
@@ -46,5 +46,36 @@ def without_questions_of_others(task: Task, users: Sequence[User]) -> tuple[User
     )
 
 
+def without_asked_texts(users: Iterable[User], asked: Iterable[str]) -> tuple[User, ...]:
+    """Users of one task without the items and questions that hold a text that is asked, or asked for, in another.
+
+    A field holds it if it is the same, letter case and spaces aside, or has it inside, where it is four words or more.
+    """
+    texts = {_plain(text) for text in asked}
+    long = [text for text in texts if text.count(" ") >= _WORDS_INSIDE - 1]
+
+    def is_free(fields: Mapping[str, str]) -> bool:
+        held = [_plain(text) for text in fields.values()]
+        return not any(text in texts or any(part in text for part in long) for text in held)
+
+    return tuple(
+        replace(
+            user,
+            history=tuple(item for item in user.history if is_free(item.fields)),
+            queries=tuple(query for query in user.queries if is_free(query.fields)),
+        )
+        for user in users
+    )
+
+
+_WORDS_INSIDE = 4
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
 def _text(task: Task, fields: Mapping[str, str]) -> str:
-    return " ".join(task.search_text(fields).casefold().split())
+    """What a question and an item are compared by: of what retrieval sees, the fields that a question has as well."""
+    shared = [name for name in task.search_fields if name in task.question_fields]
+    return _plain(" ".join(fields.get(name, "") for name in shared) if shared else task.search_text(fields))

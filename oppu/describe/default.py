@@ -51,10 +51,12 @@ def default_profiles(
     """
     writer = None if is_counted(task) else LocalWriter(load_base(EMBEDDED, device=device), tokens)
     way = COUNT if writer is None else writer.made
+    failed: set[str] = set()
     for done, described in enumerate(describe(store, task, users, writer, along), start=1):
         if described.status == "failed":
             _LOG.warning("there is no profile: %s", described.reason)
+            failed.add(described.user_id)  # of whom the store may have one that was made otherwise
         on_progress(done, len(users))
     if way not in store.ways_of_profiles(task.name):
         return {}
-    return stored_profiles(store, task, users, way)
+    return stored_profiles(store, task, [user for user in users if user.id not in failed], way)

@@ -16,7 +16,7 @@ from typing import Any
 
 from oppu.adapt import AdaptConfig, adapt_into_store, adaption_examples, check_made_in
 from oppu.answering import answer_users
-from oppu.data import without_test_questions
+from oppu.data import until_asked, without_test_questions
 from oppu.describe.default import default_profiles, default_way, is_counted
 from oppu.describe.writer import ANSWER_TOKENS
 from oppu.errors import ConfigError, DataError, ModelError
@@ -157,7 +157,7 @@ def _checked(
 ) -> _Checked:
     check_made_in(bases)
     dataset = without_test_questions(experiment.task, dataset)
-    asked = [user for user in dataset.users if user.queries]
+    asked = [user for user in until_asked(dataset.users) if user.queries]
     users, base_users = longest_histories(asked, experiment.users), dataset.base_users
     _check_data(experiment, users, base_users)
     methods = {(name, k): experiment.method_of(name, k) for name, k in experiment.columns()}
@@ -351,11 +351,17 @@ def _baseline(name: str, predictions: Sequence[Prediction]) -> Cell:
 
 
 def _way_of_profiles(experiment: Experiment) -> str:
-    task, along, tokens = experiment.task, experiment.own_profiles, experiment.profile_tokens
+    task = experiment.task
     way = f"{default_way(task)}: {task.profile_count or task.profile_prompt}"
-    if is_counted(task) or (along, tokens) == (WHOLE, ANSWER_TOKENS):
+    if _are_profiles_usual(experiment):
         return way
-    return f"{way} {json.dumps([asdict(along), tokens])}"
+    return f"{way} {json.dumps([asdict(experiment.own_profiles), experiment.profile_tokens])}"
+
+
+def _are_profiles_usual(experiment: Experiment) -> bool:
+    """Whether the run's own profiles are counted, or written as `oppu profile` writes them unless told otherwise."""
+    usual = (experiment.own_profiles, experiment.profile_tokens) == (WHOLE, ANSWER_TOKENS)
+    return usual or is_counted(experiment.task)
 
 
 def _record(out: Path, fingerprint: str, modules: str | None, fresh: bool) -> Mapping[str, Any]:
@@ -413,7 +419,7 @@ def _config(experiment: Experiment, command: str, profiles: Mapping[str, UserPro
         shown["profiles"] = "given"
     elif experiment.is_table_1:
         shown["profiles"] = default_way(experiment.task)
-        if not is_counted(experiment.task):
+        if not _are_profiles_usual(experiment):
             shown["profiles"] += f", {experiment.own_profiles}, {experiment.profile_tokens} tokens at most"
     left_out = ("task", "own_profiles", "profile_tokens")
     return {

@@ -94,7 +94,7 @@ class Probe:
                 "what": "answers",
                 "base": adapted.fingerprint,
                 "task": task.model_dump(mode="json"),
-                "training": asdict(config),
+                "training": asdict(config) if any(lesson.learnt for lesson in group) else config.max_tokens,
                 "lessons": [fingerprint(lesson.learnt) + fingerprint(lesson.asked) for lesson in group],
                 "names": [lesson.name for lesson in group],
                 "write": write,

@@ -231,7 +231,7 @@ def open_trial(
     A user without a question is left out: nothing of it could be scored.
     """
     from oppu.adapt import check_made_in
-    from oppu.data import read_dataset, without_test_questions
+    from oppu.data import read_dataset, until_asked, without_test_questions
     from oppu.examples import Setting
     from oppu.model.base import family_of
     from oppu.personalize import longest_histories
@@ -247,7 +247,7 @@ def open_trial(
     task, data = find_task(str(settings.task)), Path(str(settings.data))
     dataset = read_dataset(data, task, settings.base_data)
     dataset = without_test_questions(task, dataset)
-    users = tuple(longest_histories([user for user in dataset.users if user.queries], settings.users))
+    users = tuple(longest_histories([user for user in until_asked(dataset.users) if user.queries], settings.users))
     if not any(user.history for user in users):
         raise DataError(["nobody has both a history and a question"], where=str(data), fix="use data with both")
     recipe = _with_options(recipe_for(family_of(_base_name(settings)), task), settings)

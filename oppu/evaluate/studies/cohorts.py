@@ -69,7 +69,8 @@ class _Cohorts:
 def _run(settings: Settings, place: Workplace) -> Outcome:
     trial = open_trial(settings, place)
     by = way_of(trial.task, trial.dataset.users, settings.by)
-    base, found = _measured(trial, settings, by)
+    budget = _budget(trial, settings)
+    base, found = _measured(trial, settings, by, budget)
     alone = found[0]
     measures = measures_of(trial.task, base)
     rows: list[tuple[Value, ...]] = []
@@ -106,7 +107,7 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
             ),
             tuple(rows),
         ),
-        facts=_facts(trial, settings),
+        facts=_facts(trial, settings, budget),
         notes=(
             f"Likeness: the cosine of two users' {'label counts' if by == 'labels' else 'words (TF-IDF)'}. Cohorts of "
             "users who are alike begin with the two most alike of those left, and take in who is most like them; the "
@@ -121,19 +122,33 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
     )
 
 
-def _facts(trial: Trial, settings: Settings) -> str:
-    items = "of every member" if settings.pooled else "in all"
-    return f"{trial.subject}; a module of {settings.newest} items {items}."
+def _facts(trial: Trial, settings: Settings, budget: int) -> str:
+    items = "of every member at most" if settings.pooled else "in all"
+    short = f", as many as the shortest history has instead of {settings.newest}" if budget != settings.newest else ""
+    return f"{trial.subject}; a module of {budget} items {items}{short}."
 
 
-def _measured(trial: Trial, settings: Settings, by: str) -> tuple[tuple[Answer, ...], list[_Cohorts]]:
+def _budget(trial: Trial, settings: Settings) -> int:
+    """Items of each module: --newest, and no more than everybody can give, lest users alone learn less than cohorts."""
+    from oppu.data import without_questions_of_others
+
+    wanted = settings.newest or 1
+    if settings.pooled:
+        return wanted
+    given = {user.id: len(user.history) for user in without_questions_of_others(trial.task, trial.dataset.users)}
+    if short := [name for name, items in given.items() if not items]:
+        problems = [f"user {name} has no item that nobody else is asked" for name in short]
+        raise DataError(problems, fix="leave these users out, or give --pooled")
+    return min(wanted, *given.values())
+
+
+def _measured(trial: Trial, settings: Settings, by: str, budget: int) -> tuple[tuple[Answer, ...], list[_Cohorts]]:
     """The base's answers; users alone, then every size, alike and random."""
     from oppu.examples import PLAIN, training_examples
 
     probe, users = Probe(trial), trial.dataset.users
     if len(users) < 2:
         raise DataError(["one user has nobody to share a module with"], fix="use data with more users")
-    budget = settings.newest or 1
     examples = [tuple(training_examples(trial.task, user, PLAIN, newest=settings.newest)) for user in users]
     asked = questions_of(trial.task, users, PLAIN)
     alike = users_alike(trial.task, examples, by)

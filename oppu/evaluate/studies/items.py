@@ -220,7 +220,10 @@ def _sentence(trial: Trial, budget: int, base: _Kept, everything: _Kept, kept: S
         sentence += f" The best keep {(none - nll[best]) / (none - most):.0%} of what all items gain."
     if "random" in these and best != "random":
         found = gain(these[best].answers, these["random"].answers)
-        sentence += f" {_NAMES[best].capitalize()} against random ones: {found.told}."
+        sentence += f" {_NAMES[best].capitalize()} against random ones: {found.told}"
+        if len(these) > 2:
+            sentence += "; they are the best of several ways by these same questions, which flatters them"
+        sentence += "."
     return sentence
 
 

@@ -6,10 +6,11 @@ items of the users' own histories is least; the questions have no part in it.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from math import inf, isfinite
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from oppu.errors import DataError
+from oppu.errors import DataError, ModelError
 from oppu.evaluate.circumstances import versions
 from oppu.evaluate.comparisons import score_cells
 from oppu.evaluate.lab.trial import (
@@ -77,7 +78,10 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
         facts=trial.facts(),
         notes=_notes(made),
         numbers={
-            "held_out_losses": {each.kind: {str(rate): loss for rate, loss in each.held_out.items()} for each in made}
+            "held_out_losses": {
+                each.kind: {str(rate): loss if isfinite(loss) else None for rate, loss in each.held_out.items()}
+                for each in made
+            }
         },
     )
 
@@ -101,8 +105,15 @@ def _make(trial: Trial, settings: Settings, kind: str, config: "TrainConfig") ->
         # patience of all epochs: never stops, but keeps the newest items apart and takes their loss after each epoch
         watched = replace(config, patience=config.epochs)
         for rate in rates:
-            ran = trial.run(f"{kind}-{rate:g}-held-out", ("oppu",), personal=replace(watched, learning_rate=rate))
-            held_out[rate] = _held_out_loss(trial, ran)
+            try:
+                ran = trial.run(f"{kind}-{rate:g}-held-out", ("oppu",), personal=replace(watched, learning_rate=rate))
+                loss = _held_out_loss(trial, ran)
+            except ModelError:  # somebody's training diverged
+                loss = inf
+            held_out[rate] = loss if isfinite(loss) else inf
+        if not any(map(isfinite, held_out.values())):
+            what = f"training of {kind} diverged at every rate"
+            raise ModelError(what, where="--rates", fix="give lower rates")
     rate = min(held_out, key=lambda each: held_out[each]) if held_out else rates[0]
     ran = trial.run(f"{kind}-{rate:g}", ("oppu",), personal=replace(config, learning_rate=rate))
     parameters, size = _size(trial, ran)

@@ -6,12 +6,13 @@ made-up person whose tasks have nothing to do with each other, which makes one m
 
 A person's questions of one task come after the history of that task, not after that of another. So of each history
 only what is older than the newest item of every task is learnt, and nobody who is asked in one task adapts the base in
-another: no module has seen what came later than a question, nor the text that is asked for under another task's name.
+another. Nor does any item that holds the text of another task's question or answer: a paper's title is asked for in one
+task and stands in the items of another.
 
 All modules stand on one base, adapted to all tasks together on the tasks' held-out users.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -86,6 +87,10 @@ class _Person:
     id: str
     parts: tuple[User, ...]
     """In the order of the tasks."""
+    is_real: bool = True
+    """Not made up of a user of each task."""
+    is_cut: bool = False
+    """Whether all histories have dates, so that none goes on past another task's questions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +106,9 @@ class _Way:
 
 def _run(settings: Settings, place: Workplace) -> Outcome:
     trials = _trials(settings, place)
-    people, paired = _people(trials, settings.users)
+    people = _people(trials, settings.users)
     ways = _measured(settings, place, trials, people)
+    cut = sum(person.is_cut for person in people)
     measures = tuple(measure for kind in METRICS for measure in METRICS[kind] if _has(ways, measure))
     firsts = {NLL, *(METRICS[kind][0] for kind in METRICS)}
     rows: list[tuple[Value, ...]] = []
@@ -135,12 +141,12 @@ def _run(settings: Settings, place: Workplace) -> Outcome:
             ),
             tuple(rows),
         ),
-        facts=_facts(settings, trials, people, paired),
+        facts=_facts(settings, trials, people),
         notes=(
             "One for all tasks: a module of the same rank learns the items of all tasks, and so takes as many steps as "
             "the others together; a person has one module instead of one for each task. The other tasks': how a module "
-            "answers that has learnt every task but the one asked. Of each history only what is older than the newest "
-            "item of every task is learnt, so that no module has seen what came later than a question."
+            "answers that has learnt every task but the one asked."
+            + _cut_note(cut, len(people))
             + _settings_note(trials),
             f"All modules stand on one base. {trials[0].base_note('to all tasks together')} Gains are of NLL; "
             "intervals: users resampled.",
@@ -167,34 +173,55 @@ def _trials(settings: Settings, place: Workplace) -> list[Trial]:
     return trials
 
 
-def _people(trials: Sequence[Trial], wanted: int) -> tuple[list[_Person], bool]:
-    """Users of the same id in all tasks; where there are too few, the rest by the length of history. Whether paired."""
+def _people(trials: Sequence[Trial], wanted: int) -> list[_Person]:
+    """Users of the same id in all tasks; where there are too few, the rest by the length of history."""
     users = [{user.id: user for user in trial.dataset.users} for trial in trials]
     common = set(users[0]).intersection(*users[1:])
-    found = [_Person(name, _until_all(tuple(each[name] for each in users))) for name in common]
+    found = [_until_all(_Person(name, tuple(each[name] for each in users))) for name in common]
     found = [person for person in found if all(part.history for part in person.parts)]
     found.sort(key=lambda person: (-sum(len(part.history) for part in person.parts), person.id))
     found = found[:wanted]
     if len(found) == wanted:
-        return found, False
+        return [_without_asked(trials, person) for person in found]
     # open_trial gives the longest histories first
     rest = [[user for user in each.values() if user.id not in common] for each in users]
-    pairs = [_Person("+".join(part.id for part in parts), parts) for parts in zip(*rest, strict=False)]
+    pairs = [_Person("+".join(part.id for part in parts), parts, is_real=False) for parts in zip(*rest, strict=False)]
     found += pairs[: wanted - len(found)]
     if not found:
         raise DataError(
             ["the tasks have no users in common with items older than the newest of every task, and none to pair"],
             fix="use data with users for every task",
         )
-    return found, bool(pairs)
+    return [_without_asked(trials, person) for person in found]
 
 
-def _until_all(parts: tuple[User, ...]) -> tuple[User, ...]:
+def _without_asked(trials: Sequence[Trial], person: _Person) -> _Person:
+    """The person without the items of one task that hold what another task asks."""
+    from oppu.data import without_asked_texts
+
+    parts: list[User] = []
+    for trial, part in zip(trials, person.parts, strict=True):
+        others = ((other, each) for other, each in zip(trials, person.parts, strict=True) if other is not trial)
+        texts = [text for other, each in others for text in _texts(other, [each])]
+        (left,) = without_asked_texts([replace(part, queries=())], texts)
+        parts.append(replace(left, queries=part.queries))
+    return replace(person, parts=tuple(parts))
+
+
+def _texts(trial: Trial, users: Iterable[User]) -> list[str]:
+    """What these users are asked, and what is asked for where that is no label."""
+    queries = [query for user in users for query in user.queries]
+    golds = [query.gold for query in queries if query.gold is not None] if trial.task.kind == "text" else []
+    return [*golds, *(text for query in queries for text in query.fields.values())]
+
+
+def _until_all(person: _Person) -> _Person:
     """One person's histories, each as far as it is older than the newest item of all; whole where one has no dates."""
-    if not all(_is_dated(part) for part in parts):
-        return parts
-    until = min(part.history[-1].time for part in parts)
-    return tuple(replace(part, history=tuple(item for item in part.history if item.time < until)) for part in parts)
+    if not all(_is_dated(part) for part in person.parts):
+        return person
+    until = min(part.history[-1].time for part in person.parts)
+    parts = (replace(p, history=tuple(item for item in p.history if item.time < until)) for p in person.parts)
+    return replace(person, parts=tuple(parts), is_cut=True)
 
 
 def _is_dated(user: User) -> bool:
@@ -237,6 +264,17 @@ def _measured(settings: Settings, place: Workplace, trials: Sequence[Trial], peo
     return sorted(ways, key=lambda each: (trials.index(each.trial), order.index(each.modules)))
 
 
+def _cut_note(cut: int, people: int) -> str:
+    """What keeps a module from seeing what came later than a question, and of whom."""
+    if not cut:
+        return ""
+    who = "" if cut == people else f" of {cut} of {people} people"
+    return (
+        f" Of each history{who} only what is older than the newest item of every task is learnt, so that no module has "
+        "seen what came later than a question."
+    )
+
+
 def _settings_note(trials: Sequence[Trial]) -> str:
     """Whose settings a module of several tasks has, where it matters."""
     if all(trial.recipe.personal == trials[0].recipe.personal for trial in trials):
@@ -258,6 +296,7 @@ def _asked(trial: Trial, people: Sequence[_Person], at: int) -> list[tuple[Examp
 def _adapted_to_all(settings: Settings, place: Workplace, trials: Sequence[Trial]) -> AdaptedBase:
     """The base adapted to all tasks together; made once and kept in the study's store."""
     from oppu.adapt import AdaptConfig, adapt_on, adaption_examples
+    from oppu.data import without_asked_texts
     from oppu.examples import PLAIN
     from oppu.model.base import load_base
     from oppu.store import Store
@@ -267,8 +306,11 @@ def _adapted_to_all(settings: Settings, place: Workplace, trials: Sequence[Trial
         return AdaptedBase(trials[0].base_name, base.fingerprint)
     config = AdaptConfig(trials[0].recipe.adapt, PLAIN, settings.adapt_histories, trials[0].settings.adapt_pairs)
     asked = {user.id for trial in trials for user in trial.dataset.users}
-    held_out = [[user for user in trial.dataset.base_users if user.id not in asked] for trial in trials]
-    examples = [e for t, users in zip(trials, held_out, strict=True) for e in adaption_examples(t.task, users, config)]
+    examples: list[Example] = []
+    for trial in trials:
+        held_out = [user for user in trial.dataset.base_users if user.id not in asked]
+        others = [text for other in trials if other is not trial for text in _texts(other, other.dataset.users)]
+        examples += adaption_examples(trial.task, without_asked_texts(held_out, others), config)
     with Store((place.out / STORE).absolute()) as store:
         adapted = adapt_on(
             store,
@@ -291,10 +333,13 @@ def _find(ways: Sequence[_Way], trial: Trial, modules: str) -> _Way:
     return next(way for way in ways if way.trial is trial and way.modules == modules)
 
 
-def _facts(settings: Settings, trials: Sequence[Trial], people: Sequence[_Person], paired: bool) -> str:
+def _facts(settings: Settings, trials: Sequence[Trial], people: Sequence[_Person]) -> str:
     titles = " and ".join(trial.task.title for trial in trials)
     who = f"{count(len(people), 'person')}" if len(people) == 1 else f"{len(people)} people"
-    how = ", of users paired by the length of their histories" if paired else ", each with all tasks"
+    made_up = sum(not person.is_real for person in people)
+    how = (
+        f", {made_up} of them of users paired by the length of their histories" if made_up else ", each with all tasks"
+    )
     return f"{titles}: {who}{how}; base {trials[0].base_name}; modules of the newest {settings.newest} items of a task."
 
 
