@@ -2,10 +2,17 @@
 # What is finished under OUT on one page, with its tables as CSV and LaTeX.
 source "$(dirname "$0")/scale.sh"
 folders=()
-for file in "$OUT"/columns/*/results.json "$OUT"/table1/*/results.json "$OUT"/table1/*/seed-*/results.json; do
+gathered=" " # task and seed of each run: of two the first is shown, for the report refuses both
+for file in "$OUT"/columns/*/results.json "$OUT"/table1/*/results.json "$OUT"/{table1,seeds}/*/seed-*/results.json; do
   [ -f "$file" ] || continue
-  folder=$(dirname "$file") # a task with all columns is not shown with some of them as well
-  case $folder in "$OUT"/table1/*) [ ! -f "$OUT/columns/$(basename "$folder")/results.json" ] || continue ;; esac
+  folder=$(dirname "$file")
+  run=${folder#"$OUT"/*/}
+  case $run in */seed-*) ;; *) run=$run/seed-0 ;; esac # as the scripts of Table 1 run them
+  case $folder in # a task with all columns is not shown with some of them as well, but with other seeds
+    "$OUT"/table1/*) [ ! -f "$OUT/columns/${run%%/*}/results.json" ] || continue ;;
+  esac
+  case $gathered in *" $run "*) continue ;; esac
+  gathered+="$run "
   folders+=("$folder")
 done
 for file in "$OUT"/*/study.json; do # of a finished study there is NAME.json, too

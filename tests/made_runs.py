@@ -2,7 +2,7 @@
 
 import csv
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,13 @@ SOME = (("base", 0), ("rag", 1), ("rag", 2), ("oppu", 0), ("oppu+rag", 1))
 WORDS = ("deep", "open", "learning", "of", "models", "for", "a", "new", "task", "with", "data")
 
 
-def answers(task: Task, method: str, k: int, seed: int, users: int, queries: int) -> list[Prediction]:
-    """Made-up answers: better with a module, at other places for each method and seed."""
+def answers(
+    task: Task, method: str, k: int, seed: int, users: int, queries: int, share: float | None = None
+) -> list[Prediction]:
+    """Made-up answers: better with a module, at other places for each method and seed; `share`: of right ones."""
     golds, drawn = random.Random(f"{task.name} golds"), random.Random(f"{task.name} {method} {k} {seed}")
-    share = 0.45 + 0.25 * is_personal(method) + 0.05 * k * (not is_personal(method))
+    if share is None:
+        share = 0.45 + 0.25 * is_personal(method) + 0.05 * k * (not is_personal(method))
     found = []
     for user in range(users):
         for query in range(queries):
@@ -37,12 +40,15 @@ def made_run(
     columns: Sequence[tuple[str, int]] = SOME,
     users: int = 8,
     queries: int = 5,
+    without_model: Mapping[str, float] | None = None,
     **config: Any,
 ) -> Path:
-    """A finished experiment's folder with made-up answers."""
+    """A finished experiment's folder with made-up answers; `without_model`: baselines with shares of right ones."""
     cells = [Cell(method, k, tuple(answers(task, method, k, seed, users, queries)), 1.5 + k) for method, k in columns]
     made = {"command": f"oppu experiment --seed {seed}", "base": "tiny", "seed": seed, "versions": {"oppu": "1"}}
-    write_results(folder, task, made | config, cells)
+    shares = (without_model or {}).items()
+    simple = [Cell(name, 0, tuple(answers(task, name, 0, 0, users, queries, share)), 0.0) for name, share in shares]
+    write_results(folder, task, made | config, [*simple, *cells])
     for cell in cells:
         write_cell(folder, cell)
     return folder

@@ -1,17 +1,32 @@
 """Reports in a real browser: light, dark, on a phone and on paper; no errors, no requests, nothing sticks out."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from browser import LOOKS, Browser, Look, chromium
 from made_runs import ALL_COLUMNS, NEWS, RATING, SOME, TITLES, made_run
 from test_report import CONFIG, TASK, grid, sizes
-from test_studies import MADE, Settings
+from test_studies import MADE, Settings, squares
 
 from oppu.evaluate.reports.joint import write_joint_report
 from oppu.evaluate.reports.report import write_report
-from oppu.evaluate.study import run_study
+from oppu.evaluate.study import Column, Outcome, Table, Workplace, run_study
+
+
+def _wide(settings: Settings, place: Workplace) -> Outcome:
+    """With as many columns as the study of efficiency, of numbers as long."""
+    titles = (
+        "Varied", "Task", "Users", "Slots", "Items", "Tokens", "Model tokens", "Packed tokens", "Seconds", "Least",
+        "Greatest", "Per user", "CPU seconds", "Peak MiB", "of it training", "CUDA peak MiB",
+    )  # fmt: skip
+    row = ("users", "movie_tagging", 8, 4, 12.5, 11_804, 16_060, 11_911, *[104.25] * 5, 1_812.5, 903.5, None)
+    columns = tuple(Column(title, title, 1 if place >= 8 else None) for place, title in enumerate(titles))
+    return replace(squares(settings, place), table=Table(columns, (row, row)))
+
+
+WIDE = replace(MADE, name="wide", run=_wide)
 
 
 @pytest.fixture(scope="module")
@@ -22,20 +37,24 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A report of each sort, the joint one with all columns, long commands and a study."""
+    """A report of each sort, the joint one with all columns, a run left out, long commands and two studies."""
     place = tmp_path_factory.mktemp("pages")
     command = "oppu experiment --data " + "/".join(["a-long-folder-without-a-space"] * 9)
     runs = [made_run(place / f"news-{seed}", NEWS, seed, ALL_COLUMNS, command=command) for seed in (0, 1)]
     runs.append(made_run(place / "rating", RATING, 0, ALL_COLUMNS))
-    runs.append(made_run(place / "titles", TITLES, 0, SOME, base="large"))
+    runs.append(made_run(place / "titles", TITLES, 0, SOME, base="large", without_model={"copy": 0.9}))
+    runs.append(made_run(place / ("a_run_that_is_left_out_and_has_no_space" * 3), NEWS, 2, users=7))
     run_study(MADE, Settings(place), place / "study", command=command)
-    joint = write_joint_report([*runs, place / "study"], place / "joint", command=command)
+    run_study(WIDE, Settings(place), place / "wide", command=command)
+    joint = write_joint_report([*runs, place / "study", place / "wide"], place / "joint", command=command)
+    assert any("a_run_that_is_left_out" in warning for warning in joint.warnings)
     single = write_report(place / "single", TASK, CONFIG | {"command": command}, grid(), sizes())
-    return {"joint": joint.report, "single": single, "study": place / "study" / "report.html"}
+    studies = {name: place / name / "report.html" for name in ("study", "wide")}
+    return {"joint": joint.report, "single": single, **studies}
 
 
 @pytest.mark.parametrize("look", LOOKS, ids=lambda look: look.name)
-@pytest.mark.parametrize("name", ["joint", "single", "study"])
+@pytest.mark.parametrize("name", ["joint", "single", "study", "wide"])
 def test_a_report_opens_without_errors_or_requests_and_nothing_sticks_out(
     browser: Browser, pages: dict[str, Path], name: str, look: Look
 ) -> None:

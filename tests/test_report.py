@@ -2,20 +2,28 @@
 
 import io
 import json
+import math
 import random
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 
+import numpy as np
 import pytest
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from oppu.errors import ConfigError, DataError, StoreError
 from oppu.evaluate.comparisons import compare, counterpart, gain_by_user
 from oppu.evaluate.metrics import score
+from oppu.evaluate.reports.panels import Series, lines_of
+from oppu.evaluate.reports.plots import INCH, STYLE, plot_curves
 from oppu.evaluate.reports.report import render, write_report
-from oppu.evaluate.reports.summary import duration, number, signed, summary_table
+from oppu.evaluate.reports.summary import best_two, duration, number, signed, summary_table
 from oppu.evaluate.results import Cell, Prediction, read_cells, write_cell, write_results
+from oppu.evaluate.studies.similarity import _distribution
 from oppu.tasks import BUILT_IN
 
 TASK = BUILT_IN["movie_tagging"]
@@ -268,6 +276,62 @@ def test_numbers_read_as_in_a_paper():
         ".810", "1.200", "−.010", ".000", ".000", "–",
     ]  # fmt: skip
     assert [signed(v) for v in (0.045, -0.012, 0.0001, 0)] == ["+.045", "−.012", ".000", ".000"]
+    assert [signed(v) for v in (3 / 48, -3 / 48, 20 / 48 - 17 / 48, 17 / 48 - 20 / 48, 0.1 + 0.2 - 0.3005)] == [
+        "+.063", "−.063", "+.063", "−.063", "−.001",
+    ]  # fmt: skip
+    assert number(math.inf) == "inf"
+    assert best_two({"a": 20 / 48 - 17 / 48, "b": 3 / 48, "c": 0.0}, "accuracy") == {"a": 1, "b": 1, "c": 2}
     assert [duration(s) for s in (0.04, 9.94, 9.96, 59.7, 252, 3900)] == [
         "0.0 s", "9.9 s", "10 s", "1 min 00 s", "4 min 12 s", "1 h 05 min",
     ]  # fmt: skip
+
+
+# figures
+
+
+def drawn(draw):
+    """Figure and axes of a panel as the page draws it."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(400 / INCH, 270 / INCH), layout="constrained")
+        axes = figure.add_subplot()
+        draw(axes)
+        figure.draw_without_rendering()
+    return figure, axes
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ("retrieval", "module", "module and retrieval", "base"),
+        ("a module of one's own", "a module of everybody's", "both of them together", "base"),
+        ("base", "rag", "oppu", "both"),
+        ("news_categorize", "scholarly_title", "movie_tagging", "both", "none", "base"),
+    ],
+)
+def test_long_names_in_the_legend_leave_the_axes_their_width(labels):
+    series = [Series(label, (0.0, 0.3), (place, place + 1.0)) for place, label in enumerate(labels)]
+    figure, axes = drawn(lines_of(series, "share of items", "NLL"))
+    legend = axes.get_legend()
+    assert axes.get_position().width > 0.8
+    assert legend.get_window_extent().x1 <= figure.bbox.x1
+    assert [text.get_text() for text in legend.get_texts()] == list(labels)
+
+
+def test_ticks_of_close_similarities_do_not_touch_and_a_patch_stands_apart_from_its_name():
+    pairs = {name: np.linspace(-0.0163, 0.0041, 28) for name in ("news_categorize", "scholarly_title")}
+    _, axes = drawn(_distribution(pairs))
+    places = [label.get_window_extent() for label in axes.get_xticklabels() if label.get_text()]
+    assert len(places) >= 3
+    assert all(right.x0 - left.x1 > 4 for left, right in pairwise(places))
+    legend = axes.get_legend()
+    for patch, text in zip(legend.get_patches(), legend.get_texts(), strict=True):
+        assert text.get_window_extent().x0 - patch.get_window_extent().x1 > 3
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7])
+def test_steps_of_a_short_training_are_whole_numbers(steps):
+    svg = plot_curves("c", {user: [2.0 / (step + 1) for step in range(steps)] for user in "ab"})
+    axis = re.search(r'<g id="c-matplotlib.axis_1">(.*?)<g id="c-matplotlib.axis_2">', svg, re.DOTALL)[1]
+    ticks = [text for text in re.findall(r">([^<>]+)</text>", axis) if text != "step"]
+    assert ticks
+    assert set(ticks) <= {str(step) for step in range(1, steps + 1)}

@@ -18,6 +18,7 @@ from oppu.data.sample import sample_tasks
 from oppu.errors import ConfigError, DataError
 from oppu.evaluate.metrics import score
 from oppu.evaluate.studies.formats import ANSWERS, QUESTIONS, _check_reducible, reduced_task, reduced_user
+from oppu.evaluate.studies.shift import STUDY as SHIFT
 from oppu.examples import Setting, query_examples, training_examples
 from oppu.records import Dataset, HistoryItem, User
 from oppu.store import Store
@@ -122,7 +123,17 @@ def test_the_page_of_the_shift_says_what_was_found(shift: Path) -> None:
         r"Least relevant items \(mean similarity .*\) against all: in Accuracy retrieval [+−.]\S* \(95 %", text
     )
     assert "Against as many random items" in text
-    assert "citation .657 to .626" in text
+    assert "accuracy of citation .659 to .626, base .659" in text
+
+
+def test_the_paper_is_quoted_with_its_own_shares_of_the_gain() -> None:
+    """Modules alone in Table 2: base, all items, the least relevant; the first metric of each task."""
+    table = {"citation": (0.659, 0.683, 0.683), "ratings": (0.223, 0.179, 0.196), "titles": (0.476, 0.519, 0.493)}
+    table["tweets"] = (0.527, 0.539, 0.528)
+    shares = {task: (least - base) / (full - base) for task, (base, full, least) in table.items()}
+    assert shares == pytest.approx({"citation": 1.0, "ratings": 0.6, "titles": 0.4, "tweets": 0.1}, abs=0.03)
+    assert "keep all of their gain over the base in citation" in SHIFT.paper
+    assert "60 % in ratings (.179 to .196), 40 % in titles (.519 to .493) and hardly any in tweets" in SHIFT.paper
 
 
 def test_a_second_run_of_the_shift_embeds_and_trains_nothing(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from made_runs import ALL_COLUMNS, NEWS, RATING, SOME, TITLES, answers, made_run, rows
 from rouge_score.rouge_scorer import RougeScorer
+from scipy.stats import norm, t
 from shell import contents, done
 from sklearn.metrics import f1_score
 from test_report import Page
@@ -97,14 +98,14 @@ def test_best_and_second_best_of_every_row_are_marked_and_what_reads_alike_ties(
     listed = rows(joint / "table1.csv")
     for task, metric in {(row["task"], row["metric"]) for row in listed}:
         row = {r["method"] + r["k"]: r for r in listed if (r["task"], r["metric"]) == (task, metric) and r["mean"]}
-        shown = {name: round(float(r["mean"]), 3) for name, r in row.items()}
+        shown = {name: float(f"{float(r['mean']) + 1e-10:.3f}") for name, r in row.items()}
         order = sorted(set(shown.values()), reverse=metric not in ("mae", "rmse"))
         expected = {name: str(order.index(value) + 1) if value in order[:2] else "" for name, value in shown.items()}
         assert {name: r["rank"] for name, r in row.items()} == expected
 
 
 def test_an_asterisk_means_that_users_resampled_by_themselves_hold_the_gain(joint: Path) -> None:
-    """Each user's scores averaged over the seeds first, then the same users drawn with replacement."""
+    """Each user's scores averaged over the seeds first, then the same users drawn, and widened as few users need it."""
     compared = rows(joint / "comparisons.csv")
     numbers = {(r["task"], r["metric"], r["method"], r["k"]): r for r in rows(joint / "table1.csv")}
     weights = np.random.default_rng(0).multinomial(8, np.full(8, 1 / 8), size=2000)
@@ -125,7 +126,7 @@ def test_an_asterisk_means_that_users_resampled_by_themselves_hold_the_gain(join
                 own = {name: gold for name, gold in golds.items() if name.startswith(f"u{user}q")}
                 scores = [plainly(task, row["metric"], own, each) for each in outputs]
                 gains[user] += (scores[0] - scores[1]) / len(seeds)
-        drawn = weights @ gains / 8
+        drawn = gains.mean() + (weights @ gains / 8 - gains.mean()) * (8 / 7) ** 0.5 * t.ppf(0.975, 7) / norm.ppf(0.975)
         low, high = np.quantile(drawn, [0.025, 0.975])
         assert float(row["difference"]) == pytest.approx(gains.mean(), abs=1e-12)
         assert (float(row["low"]), float(row["high"])) == pytest.approx((low, high), abs=1e-9)
@@ -166,6 +167,83 @@ def test_wins_are_counted_over_tasks_and_metrics(folders: list[Path]) -> None:
     better = sum((gain.found.difference < 0) == (gain.metric in lower_is_better) for gain in own)
     assert wins["oppu", 0].better == better
     assert wins["oppu", 0].significantly_better == sum(gain.verdict == "better" for gain in own)
+
+
+# answers without a model
+
+
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A joint report of runs with baselines, one of them a task of one's own, and of one run without."""
+    place = tmp_path_factory.mktemp("beside")
+    own = TITLES.model_copy(update={"name": "our_titles"})
+    runs = [made_run(place / f"news-{seed}", NEWS, seed, without_model={"majority": 0.2}) for seed in (0, 1)]
+    runs.append(made_run(place / "rating", RATING, without_model={"constant": 0.5, "user-mean": 0.9, "majority": 0.5}))
+    runs.append(made_run(place / "own", own, without_model={"copy": 1.0}))
+    runs.append(made_run(place / "titles", TITLES))
+    write_joint_report(runs, place / "joint")
+    return place / "joint"
+
+
+def test_the_best_answer_without_a_model_stands_beside_the_columns(beside: Path) -> None:
+    listed = rows(beside / "table1.csv")
+    found = {(row["task"], row["metric"]): (row["without_model"], row["without_model_mean"]) for row in listed}
+    assert {key: name for key, (name, _) in found.items()} == {
+        ("news_categorize", "accuracy"): "majority", ("news_categorize", "f1_macro"): "majority",
+        ("product_rating", "mae"): "user-mean", ("product_rating", "rmse"): "user-mean",
+        ("scholarly_title", "rouge1"): "", ("scholarly_title", "rougeL"): "",
+        ("our_titles", "rouge1"): "copy", ("our_titles", "rougeL"): "copy",
+    }  # fmt: skip
+    outputs = outputs_of(beside.parent / "rating" / "predictions" / "user-mean-k0.json")
+    assert float(found["product_rating", "mae"][1]) == plainly(RATING, "mae", golds_of(RATING), outputs)
+    shown = [cell for place, cell in enumerate(cells_of(beside, 0)) if place % 14 == 0]
+    for (name, mean), cell in zip(found.values(), shown, strict=True):
+        assert re.sub(r"<.*?>", "", cell) == (f"{number(float(mean))}{name}" if name else "")
+    assert 'href="../rating/predictions/user-mean-k0.json"' in shown[2]
+    assert "No model: the best answer without one" in "".join(Page((beside / "report.html").read_text()).text)
+    assert len(cells_of(beside, 1)) == 14 * 13  # the paper has none
+
+
+def test_the_findings_count_the_papers_tasks_apart_and_say_what_beats_no_model(beside: Path) -> None:
+    plain = " ".join("".join(Page((beside / "report.html").read_text(encoding="utf-8")).text).split())
+    assert "is a personal one in 3 of 3 tasks (news_categorize, product_rating, scholarly_title) and in 1 of 1" in plain
+    assert "and in 1 of 1 other task (our_titles), by the first metric of each" in plain
+    assert (
+        "The best column beats the best answer without a model in 1 of 2 tasks (news_categorize) and in 0 of 1 other"
+    ) in plain
+    assert re.search(r"; not in product_rating \(\S+ against \S+, each user's mean rating\), our_titles \(", plain)
+    assert "Of 12 comparisons of a personal column with its counterpart, over tasks and metrics" in plain
+    assert "Of 4 comparisons of a personal column with its counterpart in tasks that are not among the" in plain
+
+
+def test_tasks_of_ones_own_alone_are_said_to_be_that(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run", TITLES.model_copy(update={"name": "own"}))
+    first, second = write_joint_report([run], tmp_path / "out").found
+    assert "in 1 of 1 task not among the paper's seven (own), by the first metric" in first
+    assert "without a model" not in first
+    assert "in tasks that are not among the paper's seven (own)" in second
+
+
+def test_reading_alike_is_not_beating(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run", columns=[("base", 0), ("oppu", 0)], without_model={"majority": 0.0})
+    best = json.loads((run / "predictions" / "oppu-k0.json").read_text(encoding="utf-8"))
+    (run / "predictions" / "majority-k0.json").write_text(json.dumps(best), encoding="utf-8")
+    first, _ = write_joint_report([run], tmp_path / "out").found
+    assert "without a model in 0 of 1 task; not in news_categorize" in first
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"golds": []}'], ids=["missing", "damaged", "of other questions"])
+def test_a_run_whose_baseline_cannot_be_read_has_none(tmp_path: Path, content: str | None) -> None:
+    run = made_run(tmp_path / "run", without_model={"majority": 0.3})
+    file = run / "predictions" / "majority-k0.json"
+    if content is None:
+        file.unlink()
+    else:
+        file.write_text(content, encoding="utf-8")
+    first, _ = write_joint_report([run], tmp_path / "out").found
+    assert "without a model" not in first
+    assert "No model" not in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "No model" not in (tmp_path / "out" / "table1.tex").read_text(encoding="utf-8")
 
 
 # the page
@@ -344,6 +422,27 @@ def test_the_latex_table_is_booktabs_and_has_the_page_s_numbers(joint: Path) -> 
         value = {"1": rf"\textbf{{{value}}}", "2": rf"\underline{{{value}}}"}.get(row["rank"], value)
         value += "$^{*}$" if row["significant"] else ""
         assert cell == value
+
+
+def test_the_latex_table_has_the_best_answers_without_a_model(beside: Path) -> None:
+    text = (beside / "table1.tex").read_text(encoding="utf-8")
+    environments(text)
+    lines = text.splitlines()
+    assert r"\begin{tabular}{llrrrrrrrrrrrrrr}" in lines
+    body = lines[lines.index(r"\toprule") + 1 : lines.index(r"\bottomrule")]
+    rules = [tuple(map(int, pair)) for pair in re.findall(r"\\cmidrule\(lr\)\{(\d+)-(\d+)\}", body[1])]
+    assert (rules[0], rules[-1]) == ((4, 5), (15, 16))
+    table = [cells(line) for line in body[2:] if line != r"\midrule"]
+    assert {len(row) for row in table} == {16}
+    listed = rows(beside / "table1.csv")[::13]
+    letters = {"majority": "m", "user-mean": "u", "copy": "q"}
+    assert [row[2] for row in table if row[1]][1:] == [
+        f"{number(float(row['without_model_mean']))}$^{{{letters[row['without_model']]}}}$"
+        if row["without_model"]
+        else ""
+        for row in listed
+    ]
+    assert "not ranked (m: each user's most frequent label; u: each user's mean rating; q: the question as it" in text
 
 
 def test_the_latex_comparisons_have_a_row_for_each(joint: Path) -> None:

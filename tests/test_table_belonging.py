@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_runs import NEWS, RATING, SOME, made_run, rows
+from made_runs import ALL_COLUMNS, NEWS, RATING, SOME, made_run, rows
 from shell import contents, done, refused, write_task
 from test_report import Page
 from test_studies import MADE, Settings
@@ -66,6 +66,36 @@ def test_a_run_with_other_users_base_or_settings_is_flagged_and_left_out(
     text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert reason in html.unescape(text)
     assert {row["seeds"] for row in rows(tmp_path / "out" / "table1.csv") if row["mean"]} == {"0 1"}
+
+
+@pytest.mark.parametrize(
+    ("columns", "adapt_k", "reason"),
+    [
+        ((("base", 0), ("oppu", 0)), None, ""),
+        ((("base", 0), ("rag", 1)), None, ""),  # adapted with the one item that it shows
+        ((("base", 0), ("rag", 2)), None, "adapt_k none, not 1"),
+        ((("base", 0), ("rag", 1)), 2, "adapt_k 2, not 1"),
+        ((("base", 0), ("pag", 0)), None, "adapt_k none, not 1"),
+        ((("base", 0), ("rag", 8)), 2, ""),  # no column of Table 1
+    ],
+)
+def test_the_items_that_bases_were_adapted_with_count_where_a_column_of_both_runs_stands_on_another_base(
+    tmp_path: Path, columns: tuple[tuple[str, int], ...], adapt_k: int | None, reason: str
+) -> None:
+    runs = [made_run(tmp_path / "0", columns=[*ALL_COLUMNS, ("rag", 8)], adapt_k=1)]
+    runs.append(made_run(tmp_path / "1", seed=1, columns=columns, adapt_k=adapt_k))
+    warnings = write_joint_report(runs, tmp_path / "out").warnings
+    left_out = [each for each in warnings if "is left out" in each]
+    assert left_out == (
+        [f"{runs[1]} is left out: its settings differ from those of seed 0: {reason}."] if reason else []
+    )
+
+
+def test_a_run_is_compared_with_all_that_are_kept(tmp_path: Path) -> None:
+    first = made_run(tmp_path / "0", columns=SOME[:1], adapt_k=1)
+    others = [made_run(tmp_path / str(k), seed=k, columns=SOME[:3], adapt_k=k) for k in (1, 2)]
+    left_out, *_ = write_joint_report([first, *others], tmp_path / "out").warnings
+    assert left_out == f"{others[1]} is left out: its settings differ from those of seed 1: adapt_k 2, not 1."
 
 
 def test_a_task_that_was_another_then_is_left_out(tmp_path: Path) -> None:

@@ -13,10 +13,12 @@ from pathlib import Path
 from oppu.errors import ConfigError, OppuError
 from oppu.evaluate.columns import TABLE_1, TableColumn
 from oppu.evaluate.comparisons import is_personal
+from oppu.evaluate.metrics import primary_metric
 from oppu.evaluate.reports.joint_page import joint_page
-from oppu.evaluate.reports.summary import count
-from oppu.evaluate.reports.table import Gain, JointTable, make_table
+from oppu.evaluate.reports.summary import best_two, count, number
+from oppu.evaluate.reports.table import Gain, JointTable, Number, TaskTable, make_table
 from oppu.evaluate.reports.table_files import comparisons_csv, comparisons_tex, table_csv, table_tex
+from oppu.evaluate.reports.without_model import WORDS
 from oppu.evaluate.runs import STUDY_FILE, Run, StudyResult, is_study, read_run, read_study
 from oppu.evaluate.significance import LEVEL
 from oppu.evaluate.study import study_tex, table_of
@@ -134,18 +136,75 @@ def _findings(table: JointTable) -> list[str]:
     sentences = []
     if decided:
         won = [each for each in decided if all(is_personal(column.method) for column in each.best_columns)]
-        names = f" ({', '.join(each.task.name for each in won)})" if won else ""
         sentences.append(
-            f"The best column is a personal one in {len(won)} of {count(len(decided), 'task')}{names}, by the first "
-            "metric of each; a tie with a column without modules does not count."
+            f"The best column is a personal one in {_of_tasks(won, decided)}, by the first metric of each; a tie with "
+            f"a column without modules does not count.{_against_no_model(decided)}"
         )
-    gains = table.gains
+    own = {each.task.name for each in table.tasks if not each.is_of_the_paper}
+    gains = [gain for gain in table.gains if gain.task.name not in own]
+    others = [gain for gain in table.gains if gain.task.name in own]
     if gains:
-        signs, verdicts = Counter(gain.sign for gain in gains), Counter(gain.verdict for gain in gains)
         sentences.append(
             f"Of {count(len(gains), 'comparison')} of a personal column with its counterpart, over tasks and metrics, "
-            f"{signs[1]} read better, {signs[0]} equal, {signs[-1]} worse; {verdicts['better']} are significantly "
-            f"better and {verdicts['worse']} significantly worse. If no module did anything, about "
-            f"{len(gains) * (1 - LEVEL) / 2:.1f} of each would come out by chance."
+            f"{_compared(gains)}"
+        )
+    if others:
+        names = ", ".join(dict.fromkeys(gain.task.name for gain in others))
+        sentences.append(
+            f"Of {count(len(others), 'comparison')} of a personal column with its counterpart in tasks that are not "
+            f"among the paper's seven ({names}), {_compared(others)}"
         )
     return sentences
+
+
+def _of_tasks(these: Sequence[TaskTable], of: Sequence[TaskTable]) -> str:
+    """`3 of 4 tasks (a, b, c) and in 1 of 1 other task (d)`: those of the paper apart from those of one's own."""
+    own = [each for each in of if not each.is_of_the_paper]
+    papers = [each for each in of if each.is_of_the_paper]
+    if not own:
+        return _share(these, papers, "task")
+    if not papers:
+        return _share(these, own, "task", " not among the paper's seven")
+    return f"{_share(these, papers, 'task')} and in {_share(these, own, 'other task')}"
+
+
+def _share(these: Sequence[TaskTable], of: Sequence[TaskTable], noun: str, which: str = "") -> str:
+    found = [each.task.name for each in these if each in of]
+    return f"{len(found)} of {count(len(of), noun)}{which}" + (f" ({', '.join(found)})" if found else "")
+
+
+def _against_no_model(decided: Sequence[TaskTable]) -> str:
+    """How often the best column beats the best answer without a model, and where not; empty where there is none."""
+    pairs = [(each, _best_pair(each)) for each in decided]
+    asked = [(each, pair) for each, pair in pairs if pair is not None]
+    if not asked:
+        return ""
+    beaten = [each for each, (best, floor) in asked if _is_better(best, floor)]
+    others = [
+        f"{each.task.name} ({number(best.mean)} against {number(floor.mean)}, {WORDS[floor.column.method]})"
+        for each, (best, floor) in asked
+        if each not in beaten
+    ]
+    said = f" The best column beats the best answer without a model in {_of_tasks(beaten, [each for each, _ in asked])}"
+    return f"{said}; not in {', '.join(others)}." if others else f"{said}."
+
+
+def _best_pair(each: TaskTable) -> tuple[Number, Number] | None:
+    """The best column and the best answer without a model in the first metric."""
+    metric = primary_metric(each.task)
+    floor = each.best_without_model(metric)
+    return None if floor is None else (each.numbers[metric, each.best_columns[0].name], floor)
+
+
+def _is_better(best: Number, floor: Number) -> bool:
+    """Whether the column reads better; reading alike is not better."""
+    return best_two({"best": best.mean, "floor": floor.mean}, best.metric) == {"best": 1, "floor": 2}
+
+
+def _compared(gains: Sequence[Gain]) -> str:
+    signs, verdicts = Counter(gain.sign for gain in gains), Counter(gain.verdict for gain in gains)
+    return (
+        f"{signs[1]} read better, {signs[0]} equal, {signs[-1]} worse; {verdicts['better']} are significantly better "
+        f"and {verdicts['worse']} significantly worse. If no module did anything, about "
+        f"{len(gains) * (1 - LEVEL) / 2:.1f} of each would come out by chance."
+    )

@@ -14,6 +14,7 @@ from oppu.evaluate.reports.plots import PERSONAL_COLOR, PLAIN_COLOR, WORSE_COLOR
 from oppu.evaluate.reports.summary import TITLES, count, duration, interval, number, p_value, signed, title
 from oppu.evaluate.reports.table import MORE_QUERIES, Gain, JointTable, Number, TaskTable
 from oppu.evaluate.reports.table_files import SHORT, short_name
+from oppu.evaluate.reports.without_model import GROUP, WORDS
 from oppu.evaluate.runs import Run, StudyResult, adaption_seconds
 from oppu.evaluate.significance import LEVEL, POWER, SAMPLES, SEED
 from oppu.evaluate.study import headings, shown_rows, table_of
@@ -38,14 +39,21 @@ def joint_page(
 ) -> str:
     """The page's HTML; links are as seen from `out`. The same values give the same text."""
     runs = [run for each in table.tasks for run in each.runs]
+    columns = [(column.title, starts) for column, starts in _with_starts()]
+    floors = dict.fromkeys(name for each in table.tasks for _, name in each.without_model)
+    floor_groups, floor_columns = ([(GROUP, 1)], [("best", True)]) if floors else ([], [])
     return fill_page(
         "joint.html.j2",
         facts=_facts(table, studies),
         found=found,
         warnings=warnings,
         groups=groups(),
-        columns=[(column.title, starts) for column, starts in _with_starts()],
-        tasks=[_task_rows(each, out) for each in table.tasks],
+        columns=columns,
+        own_groups=[*floor_groups, *groups()],
+        own_columns=[*floor_columns, *columns],
+        tasks=[_task_rows(each, out, bool(floors)) for each in table.tasks],
+        floors=[f"{name}: {WORDS[name]}" for name in floors],
+        own_tasks=", ".join(each.task.name for each in table.tasks if not each.is_of_the_paper),
         several=any(len(each.runs) > 1 for each in table.tasks),
         by_seed=_by_seed(table.tasks, out),
         others=[(each.task.name, ", ".join(each.others)) for each in table.tasks if each.others],
@@ -85,7 +93,8 @@ def _with_starts() -> list[tuple[TableColumn, bool]]:
     return [(column, place == 0 or TABLE_1[place - 1].group != column.group) for place, column in enumerate(TABLE_1)]
 
 
-def _task_rows(each: TaskTable, out: Path) -> dict[str, Any]:
+def _task_rows(each: TaskTable, out: Path, with_floor: bool) -> dict[str, Any]:
+    """`with_floor`: with the best answer without a model as the first number."""
     metrics = table_metrics(each.task)
     return {
         **_name(each.task),
@@ -93,8 +102,11 @@ def _task_rows(each: TaskTable, out: Path) -> dict[str, Any]:
             {
                 "metric": _short(metric),
                 "cells": [
-                    {"starts": starts, **_cell(each.numbers.get((metric, column.name)), out)}
-                    for column, starts in _with_starts()
+                    *([{"starts": True, **_floor(each.best_without_model(metric), out)}] if with_floor else []),
+                    *(
+                        {"starts": starts, **_cell(each.numbers.get((metric, column.name)), out)}
+                        for column, starts in _with_starts()
+                    ),
                 ],
             }
             for metric in metrics
@@ -123,6 +135,19 @@ def _cell(found: Number | None, out: Path) -> dict[str, Any]:
         "mark": _RANKS[found.rank],
         "star": found.is_significant,
         "spread": "" if found.spread is None else f"± {number(found.spread)}",
+    }
+
+
+def _floor(found: Number | None, out: Path) -> dict[str, Any]:
+    """The best answer without a model, by name, leading to its answers; those of several seeds are alike."""
+    if found is None:
+        return _cell(None, out) | {"value": ""}
+    return {
+        "value": number(found.mean),
+        "href": href(found.scores[0].predictions, out),
+        "mark": "",
+        "star": False,
+        "spread": found.column.method,
     }
 
 

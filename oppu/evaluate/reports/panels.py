@@ -21,7 +21,10 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 
 _PANEL_PX = (400, 270)
 _IN_A_ROW = 4
-"""Entries of a legend."""
+"""Most entries of a legend."""
+_LEGEND_CHARACTERS = 56
+"""What a panel's legend has room for, with _BESIDE_TEXT for each entry's line or dot and the space before the next."""
+_BESIDE_TEXT = 6
 _APART = 0.14
 """Between dots at one place, where places are 1 apart."""
 _IN_FILE = """<style>
@@ -164,7 +167,8 @@ def figure_svg(name: str, panels: Sequence[Panel]) -> str:
             axes = figure.add_subplot(rows, columns, place + 1)
             panel.draw(axes)
             legend = axes.get_legend()
-            rows_above = 0 if legend is None else math.ceil(len(legend.get_texts()) / _IN_A_ROW)
+            labels = [] if legend is None else [text.get_text() for text in legend.get_texts()]
+            rows_above = math.ceil(len(labels) / legend_columns(labels)) if labels else 0
             axes.set_title(panel.title, loc="left", fontsize=9.5, fontweight="bold", pad=6 + 13 * rows_above)
         text = inline(name, svg_text(name, figure))
     return re.sub(r"<svg([^>]*)>", rf'<svg xmlns="http://www.w3.org/2000/svg"\1>\n{_IN_FILE}', text, count=1) + "\n"
@@ -180,17 +184,33 @@ def within_page(name: str, file: str, where: Path) -> str:
 
 def legend_above(axes: Any) -> None:
     """A legend above the plot, where no line runs; none where nothing has a label."""
-    if axes.get_legend_handles_labels()[1]:
+    from matplotlib.patches import Patch
+
+    handles, labels = axes.get_legend_handles_labels()
+    if labels:
+        are_wide = any(isinstance(each, Patch) for each in handles)  # and not dots with room around them
         axes.legend(
             loc="lower left",
             bbox_to_anchor=(0, 1),
-            ncols=_IN_A_ROW,
+            ncols=legend_columns(labels),
             frameon=False,
-            handletextpad=0.1,
+            handletextpad=0.5 if are_wide else 0.1,
             columnspacing=1.2,
             borderaxespad=0,
             borderpad=0.3,
         )
+
+
+def legend_columns(labels: Sequence[str]) -> int:
+    """How many entries stand in a row: as many as the panel has room for, else its axes would shrink."""
+    for columns in range(min(_IN_A_ROW, len(labels)), 1, -1):
+        rows, longer = divmod(len(labels), columns)  # filled column by column, the first ones with one more
+        sizes = [rows + (place < longer) for place in range(columns)]
+        starts = [sum(sizes[:place]) for place in range(columns)]
+        widths = [max(map(len, labels[start : start + size])) for start, size in zip(starts, sizes, strict=True)]
+        if sum(widths) + _BESIDE_TEXT * columns <= _LEGEND_CHARACTERS:
+            return columns
+    return 1
 
 
 def _log_axis(axes: Any, ticks: Sequence[float]) -> None:

@@ -111,7 +111,9 @@ def plot_curves(name: str, curves: Mapping[str, Sequence[float]]) -> str:
     with _figure(400, 235) as (figure, axes):
         for curve in _spread(used, _MAX_CURVES):
             axes.plot(*_thin(curve), color=PLAIN_COLOR, alpha=0.4, linewidth=0.7)
-        axes.plot(*_thin(_median(used)), color=PERSONAL_COLOR, linewidth=2.2)
+        middle = _median(used)
+        axes.plot(*_thin(middle), "o-" if len(middle) == 1 else "-", color=PERSONAL_COLOR, linewidth=2.2, markersize=4)
+        axes.locator_params(axis="x", integer=True, min_n_ticks=1)
         axes.set_xlabel("step")
         axes.set_ylabel("training loss")
         axes.set_ylim(bottom=0)

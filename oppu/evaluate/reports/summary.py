@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from decimal import ROUND_HALF_UP, Decimal
 from typing import TypeVar
 
 from rich.table import Table
@@ -13,6 +14,8 @@ from oppu.evaluate.results import Cell
 from oppu.tasks import Task
 
 Name = TypeVar("Name", bound=Hashable)
+
+_LAST = Decimal("0.001")
 
 TITLES = {
     "accuracy": "Accuracy",
@@ -30,11 +33,21 @@ def title(metric: str) -> str:
     return f"{TITLES[metric]}\N{NO-BREAK SPACE}{'↑' if HIGHER_IS_BETTER[metric] else '↓'}"
 
 
+def rounded(value: float) -> float:
+    """To three decimals as they are shown, half away from zero: equal differences read alike, whatever their last bits.
+
+    3/48 is .0625 and may stand a bit above or below it as a difference of floats; both are .063.
+    """
+    if not math.isfinite(value):
+        return value
+    return float(Decimal(repr(round(value, 9))).quantize(_LAST, ROUND_HALF_UP)) + 0.0
+
+
 def number(value: float) -> str:
     """Three decimals, without the zero before the point, as tables in papers have it: `.810`, `1.203`."""
     if math.isnan(value):
         return "–"
-    text = f"{abs(value):.3f}"
+    text = f"{abs(rounded(value)):.3f}"
     sign = "−" if value < 0 and float(text) != 0 else ""
     return sign + text.removeprefix("0")
 
@@ -84,7 +97,7 @@ def ranks(task: Task, scored: Sequence[ScoredCell]) -> dict[tuple[str, str], int
 
 def best_two(values: Mapping[Name, float], metric: str) -> dict[Name, int]:
     """1 for the best and 2 for the second best value of a metric, by name; what reads alike ties, others are not in."""
-    shown = {name: round(value, 3) for name, value in values.items()}
+    shown = {name: rounded(value) for name, value in values.items()}
     order = sorted(set(shown.values()), reverse=HIGHER_IS_BETTER[metric])[:2]
     return {name: order.index(value) + 1 for name, value in shown.items() if value in order}
 

@@ -13,10 +13,12 @@ from statistics import fmean, stdev
 from oppu.errors import DataError
 from oppu.evaluate.columns import TABLE_1, TableColumn, table_metrics
 from oppu.evaluate.comparisons import counterpart_method, is_personal
+from oppu.evaluate.design import method
 from oppu.evaluate.metrics import HIGHER_IS_BETTER, primary_metric
 from oppu.evaluate.power import DIFFERENCES, gains_by_user, mean_gains, spread_of, users_needed
 from oppu.evaluate.reports.page import flatten
-from oppu.evaluate.reports.summary import best_two
+from oppu.evaluate.reports.summary import best_two, rounded
+from oppu.evaluate.reports.without_model import GROUP, baseline_cells
 from oppu.evaluate.results import Cell, Row, predictions_file, score_cell
 from oppu.evaluate.runs import Run
 from oppu.evaluate.significance import POWER, PairedDifference, paired_difference_over_seeds, verdict
@@ -28,6 +30,7 @@ MORE_QUERIES = 50
 _VARIES = ("command", "methods", "k", "seed", "adapt.seed", "personal.seed", "base")
 """Settings in which the runs of a task may differ; the base is compared by itself."""
 _VERSIONS = "versions."
+_ADAPT_K = "adapt_k"
 _COLUMNS = {(column.method, column.k): column for column in TABLE_1}
 
 
@@ -84,7 +87,7 @@ class Gain:
     @property
     def sign(self) -> int:
         """1 where the personal column reads better, -1 where it reads worse, 0 where both read the same."""
-        shown = round(self.found.difference, 3) * (1 if HIGHER_IS_BETTER[self.metric] else -1)
+        shown = rounded(self.found.difference) * (1 if HIGHER_IS_BETTER[self.metric] else -1)
         return (shown > 0) - (shown < 0)
 
 
@@ -100,7 +103,7 @@ class Number:
     users: int
     queries: int
     rank: int
-    """1: the best of its row; 2: the second best; else 0."""
+    """1: the best of its row; 2: the second best; else 0, as for an answer without a model."""
     gain: Gain | None
     """None: no personal column, or its counterpart is missing."""
 
@@ -131,6 +134,19 @@ class TaskTable:
     """By (metric, column's name); a missing column is missing here."""
     others: tuple[str, ...]
     """Methods that were run and are no columns of Table 1."""
+    without_model: Mapping[tuple[str, str], Number]
+    """By (metric, baseline); empty where the runs have none."""
+
+    @property
+    def is_of_the_paper(self) -> bool:
+        """Whether it is one of the paper's seven, and not a task or a way of asking of one's own."""
+        return self.task.name in BUILT_IN
+
+    def best_without_model(self, metric: str) -> Number | None:
+        """The best answer without a model, of equal ones the first; None where there is none."""
+        found = {number: number.mean for (name, _), number in self.without_model.items() if name == metric}
+        ranks = best_two(found, metric)
+        return next((number for number in found if ranks.get(number) == 1), None)
 
     @property
     def gains(self) -> list[Gain]:
@@ -174,9 +190,14 @@ def make_table(runs: Sequence[Run]) -> JointTable:
     left_out: list[tuple[Run, str]] = []
     for name in dict.fromkeys(run.task.name for run in ordered):
         first, *others = [run for run in ordered if run.task.name == name]
-        why = {run.seed: _odd(first, run) for run in others}
-        left_out += [(run, reason) for run in others if (reason := why[run.seed])]
-        tables.append(_task_table([first, *(run for run in others if not why[run.seed])]))
+        kept = [first]
+        for run in others:  # against all that are kept: two may be alike in what the first has not
+            reason = next((why for other in kept if (why := _odd(other, run))), "")
+            if reason:
+                left_out.append((run, reason))
+            else:
+                kept.append(run)
+        tables.append(_task_table(kept))
     return JointTable(tuple(tables), tuple(left_out), tuple(_flags(tables)))
 
 
@@ -214,12 +235,24 @@ def _odd(first: Run, run: Run) -> str:
         return f"the base of seed {adapted} was adapted, that of seed {plain} was not"
     own, usual_settings = _settings(run), _settings(first)
     differing = [key for key in own if key in usual_settings and own[key] != usual_settings[key]]
+    if not _is_adapted_otherwise(first, run):
+        differing = [key for key in differing if key != _ADAPT_K]
     if "auto" in (own.get("dtype"), usual_settings.get("dtype")):  # of runs that did not note what it stood for
         differing = [key for key in differing if key != "dtype"]
     if differing:
         said = ", ".join(f"{key} {own[key]}, not {usual_settings[key]}" for key in differing)
         return f"its settings differ from those of seed {first.seed}: {said}"
     return ""
+
+
+def _is_adapted_otherwise(first: Run, run: Run) -> bool:
+    """Whether `adapt_k` gave a column that both runs have another base, as it may where something is retrieved or a
+    profile shown."""
+    names = [{(cell.method, cell.k) for cell in each.cells} for each in (first, run)]
+    return any(
+        len({method(name, k, 0, each.config.get(_ADAPT_K)).adapted_with for each in (first, run)}) > 1
+        for name, k in names[0] & names[1] & _COLUMNS.keys()
+    )
 
 
 def _settings(run: Run) -> dict[str, str]:
@@ -267,7 +300,26 @@ def _task_table(runs: Sequence[Run]) -> TaskTable:
             rank = ranks.get(column, 0)
             numbers[metric, column.name] = Number(task, metric, column, each, row.users, row.queries, rank, gain)
     others = dict.fromkeys(cell.name for run in runs for cell in run.cells if (cell.method, cell.k) not in _COLUMNS)
-    return TaskTable(task, tuple(runs), numbers, tuple(others))
+    return TaskTable(task, tuple(runs), numbers, tuple(others), _without_model(task, runs))
+
+
+def _without_model(task: Task, runs: Sequence[Run]) -> dict[tuple[str, str], Number]:
+    """The baselines of the runs in every metric."""
+    found: dict[str, list[tuple[Run, Cell, Row]]] = {}
+    for run in runs:
+        for cell in baseline_cells(run):
+            found.setdefault(cell.method, []).append((run, cell, score_cell(task, cell)))
+    numbers = {}
+    for metric in table_metrics(task):
+        for name, each in found.items():
+            scores = tuple(
+                Score(run.seed, row.metrics[metric], row.seconds, run.folder / predictions_file(cell))
+                for run, cell, row in each
+            )
+            _, _, first = each[0]
+            column = TableColumn(GROUP, "best", name, 0)
+            numbers[metric, name] = Number(task, metric, column, scores, first.users, first.queries, 0, None)
+    return numbers
 
 
 def _gain(task: Task, cells: Mapping[TableColumn, Mapping[int, Cell]], column: TableColumn, metric: str) -> Gain | None:

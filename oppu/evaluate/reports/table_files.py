@@ -12,7 +12,8 @@ from oppu.evaluate.metrics import HIGHER_IS_BETTER
 from oppu.evaluate.reports.latex import tex, tex_row
 from oppu.evaluate.reports.page import relative
 from oppu.evaluate.reports.summary import interval, number, p_value, signed
-from oppu.evaluate.reports.table import MORE_QUERIES, Gain, JointTable, Number
+from oppu.evaluate.reports.table import MORE_QUERIES, Gain, JointTable, Number, TaskTable
+from oppu.evaluate.reports.without_model import GROUP, LETTERS, WORDS
 from oppu.evaluate.significance import LEVEL, SAMPLES
 from oppu.tasks import BUILT_IN, Task
 
@@ -28,7 +29,7 @@ SHORT = {
 
 TABLE_FIELDS = (
     "task", "lamp_id", "metric", "group", "method", "k", "mean", "sd", "seeds", "users", "queries", "rank",
-    "significant", "seconds", "predictions",
+    "significant", "seconds", "predictions", "without_model", "without_model_mean",
 )  # fmt: skip
 COMPARISON_FIELDS = (
     "task", "lamp_id", "metric", "method", "k", "counterpart", "seeds", "users", "queries", "difference", "low", "high",
@@ -47,10 +48,12 @@ def table_csv(table: JointTable, out: Path) -> str:
     rows: list[Sequence[object]] = []
     for each in table.tasks:
         for metric in table_metrics(each.task):
+            floor = each.best_without_model(metric)
+            end = ("", "") if floor is None else (floor.column.method, floor.mean)
             for column in TABLE_1:
                 start = (each.task.name, each.task.lamp_id, metric, column.group, column.method, column.k)
                 found = each.numbers.get((metric, column.name))
-                rows.append((*start, *(("",) * 9 if found is None else _fields(found, out))))
+                rows.append((*start, *(("",) * 9 if found is None else _fields(found, out)), *end))
     return _csv(TABLE_FIELDS, rows)
 
 
@@ -99,7 +102,10 @@ def comparisons_csv(table: JointTable) -> str:
 
 
 def table_tex(table: JointTable) -> str:
-    """Table 1 as a `table*`, laid out as in the paper."""
+    """Table 1 as a `table*`, laid out as in the paper; before its columns the best answers without a model, if any."""
+    floors = {place: _floors(each) for place, each in enumerate(table.tasks)}
+    named = dict.fromkeys(floor.column.method for each in floors.values() for floor in each if floor is not None)
+    before = 1 if named else 0
     spans = groups()
     several = any(len(number.scores) > 1 for each in table.tasks for number in each.numbers.values())
     names = "; ".join(f"{short_name(each.task)}: {each.task.title}" for each in table.tasks)
@@ -107,6 +113,7 @@ def table_tex(table: JointTable) -> str:
         f"{names}. Best in bold, second best underlined; * significantly better than the counterpart without OPPU "
         f"({LEVEL:.0%} interval, paired bootstrap over users)."
         + (" Mean over seeds, below it $\\pm$ the standard deviation." if several else "")
+        + (f" {GROUP}: the best answer without one, not ranked ({_letters(list(named))})." if named else "")
     )
     lines = [
         f"% oppu {__version__}; needs \\usepackage{{booktabs}}",
@@ -114,20 +121,21 @@ def table_tex(table: JointTable) -> str:
         r"\centering\scriptsize",
         r"\setlength{\tabcolsep}{3pt}",
         rf"\caption{{{_escape_but_pm(caption)}}}",
-        rf"\begin{{tabular}}{{ll{'r' * len(TABLE_1)}}}",
+        rf"\begin{{tabular}}{{ll{'r' * (before + len(TABLE_1))}}}",
         r"\toprule",
-        tex_row(["", "", *(rf"\multicolumn{{{span}}}{{c}}{{{tex(name)}}}" for name, span in spans)]),
-        " ".join(rf"\cmidrule(lr){{{first}-{last}}}" for first, last in _ranges(spans)),
-        tex_row(["Task", "Metric", *(_heading(column.title) for column in TABLE_1)]),
+        tex_row(["", "", *[""] * before, *(rf"\multicolumn{{{span}}}{{c}}{{{tex(name)}}}" for name, span in spans)]),
+        " ".join(rf"\cmidrule(lr){{{first}-{last}}}" for first, last in _ranges(spans, 3 + before)),
+        tex_row(["Task", "Metric", *[GROUP] * before, *(_heading(column.title) for column in TABLE_1)]),
     ]
-    for each in table.tasks:
+    for where, each in enumerate(table.tasks):
         lines.append(r"\midrule")
         for place, metric in enumerate(table_metrics(each.task)):
             found = [each.numbers.get((metric, column.name)) for column in TABLE_1]
             name = tex(short_name(each.task)) if place == 0 else ""
-            lines.append(tex_row([name, _metric_tex(metric), *map(_number_tex, found)]))
+            floor = [_floor_tex(floors[where][place])] * before
+            lines.append(tex_row([name, _metric_tex(metric), *floor, *map(_number_tex, found)]))
             if any(one is not None and one.spread is not None for one in found):
-                lines.append(tex_row(["", "", *map(_spread_tex, found)]))
+                lines.append(tex_row(["", "", *[""] * before, *map(_spread_tex, found)]))
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table*}", ""])
 
 
@@ -182,9 +190,9 @@ def _or_nothing(value: int | None) -> object:
     return "" if value is None else value
 
 
-def _ranges(spans: Sequence[tuple[str, int]]) -> list[tuple[int, int]]:
-    """First and last column of each group; two columns stand before them."""
-    found, first = [], 3
+def _ranges(spans: Sequence[tuple[str, int]], first: int) -> list[tuple[int, int]]:
+    """First and last column of each group, the first of all being `first`."""
+    found = []
     for _, span in spans:
         found.append((first, first + span - 1))
         first += span
@@ -206,6 +214,21 @@ def _number_tex(found: Number | None) -> str:
     marked = {1: rf"\textbf{{{text}}}", 2: rf"\underline{{{text}}}"}.get(found.rank, text)
     star = "$^{*}$" if found.is_significant else ""
     return marked + star
+
+
+def _floors(each: TaskTable) -> list[Number | None]:
+    """The best answer without a model in each metric."""
+    return [each.best_without_model(metric) for metric in table_metrics(each.task)]
+
+
+def _floor_tex(found: Number | None) -> str:
+    """With the letter of its baseline; empty where there is none."""
+    return "" if found is None else f"{tex(number(found.mean))}$^{{{LETTERS[found.column.method]}}}$"
+
+
+def _letters(methods: Sequence[str]) -> str:
+    """`m: each user's most frequent label; q: ...`, what the letters stand for."""
+    return "; ".join(f"{LETTERS[method]}: {WORDS[method]}" for method in methods)
 
 
 def _spread_tex(found: Number | None) -> str:

@@ -1,7 +1,7 @@
 """How many users and questions a difference needs, from the predictions of a finished experiment.
 
-The paper has no such study: it gives no intervals and no tests. How power is computed stands in
-`oppu/evaluate/power.py`.
+The paper has no such study: it gives no intervals, and marks significant improvements in Table 1 without naming the
+test. How power is computed stands in `oppu/evaluate/power.py`.
 """
 
 import math
@@ -16,7 +16,7 @@ from oppu.evaluate.comparisons import compare
 from oppu.evaluate.metrics import primary_metric
 from oppu.evaluate.power import ALPHA, DIFFERENCES, SAMPLES, Spread, gains_by_user, power_of, spread_of, users_needed
 from oppu.evaluate.reports.panels import Panel, Series, lines_of
-from oppu.evaluate.reports.summary import TITLES, number, signed
+from oppu.evaluate.reports.summary import TITLES, number, rounded, signed
 from oppu.evaluate.results import Cell, predictions_file
 from oppu.evaluate.runs import read_run
 from oppu.evaluate.significance import POWER
@@ -66,7 +66,7 @@ class _Pair:
     @property
     def own(self) -> float:
         """The run's difference as it is shown."""
-        return round(abs(self.spread.gain), 3)
+        return rounded(abs(self.spread.gain))
 
     @property
     def own_queries(self) -> int:
@@ -123,7 +123,7 @@ def _pairs(settings: Settings, task: Task, cells: Sequence[Cell]) -> list[tuple[
 
 def _pair(settings: Settings, task: Task, a: Cell, b: Cell, metric: str) -> _Pair:
     spread = spread_of(gains_by_user(task, a.predictions, b.predictions, metric))
-    own, own_queries = round(abs(spread.gain), 3), round(spread.queries)
+    own, own_queries = rounded(abs(spread.gain)), round(spread.queries)
     differences = settings.differences or DIFFERENCES[metric]
     queries = settings.queries or ((*_QUERIES, own_queries) if spread.within is not None else (1,))
     wanted = sorted({*differences, own} - {0.0})
@@ -258,8 +258,9 @@ STUDY = Study(
 
     Example: `oppu study power --run runs/out/news --out runs/out/power --differences 0.02,0.05`""",
     source="",
-    paper="100 users for each task, in four of the seven tasks with about one question each (Table 5), in tables "
-    "without intervals or tests; how large a difference such a run can tell is not said.",
+    paper="100 users for each task, in four of the seven tasks with about one question each (Table 5). Table 1 marks "
+    "significant improvements, by a test that is not named; no table has intervals, and how large a difference such a "
+    "run can tell is not said.",
     settings=Settings,
     run=_run,
 )

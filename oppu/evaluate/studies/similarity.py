@@ -166,6 +166,7 @@ def _distribution(pairs: "dict[str, Floats]") -> Any:
         edges = np.linspace(low, high if high > low else low + 1, _BINS + 1)
         for (name, each), color in zip(pairs.items(), COLORS, strict=False):
             axes.hist(each, edges, weights=np.full(len(each), 1 / len(each)), histtype="step", color=color, label=name)
+        axes.locator_params(axis="x", nbins=5)  # ticks such as −0.015 do not touch
         axes.set_xlabel("cosine similarity")
         axes.set_ylabel("share of pairs")
         legend_above(axes)
