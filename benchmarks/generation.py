@@ -6,12 +6,12 @@ The users' modules are trained first (or taken from `--modules`), so that answer
 is finished. The peer is PEFT's own way to mix users in a batch: `model.generate(..., adapter_names=[...])`, prompts of
 like length padded on the left, SDPA attention, a cache of keys and values, inference mode; the best of its batch sizes
 counts. Both decode greedily and end an answer at the end token or a line break. Each side has a process of its own, so
-that the peak of its memory is its own, and they take turns, so that what else the machine does troubles both alike.
+that the peak of its memory is its own, and they take turns, so that what else the machine does troubles both alike. The
+peak is that of the batch size that counts; on a GPU (`--device`) of what torch allocates there.
 """
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -30,6 +30,7 @@ from oppu.data.sample import sample_tasks
 from oppu.examples import Setting, query_examples, training_examples
 from oppu.model.bank import Bank
 from oppu.model.base import Base, load_base
+from oppu.model.devices import AUTO, find_device
 from oppu.model.kinds import LoraConfig
 from oppu.model.module import Module, read_module, write_module
 from oppu.model.tokens import encode
@@ -39,6 +40,7 @@ from oppu.recipes import recipe_for
 from oppu.records import User
 from oppu.tasks import Task, find_task
 from oppu.train import Job, Machine, train
+from precision import forget_peak, peak_mib
 
 Answer = Callable[[list[Question], int], list[str]]
 """The texts for some questions, given a batch size."""
@@ -47,6 +49,8 @@ Answer = Callable[[list[Question], int], list[str]]
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default="smollm2-135m", help="base model, as for oppu")
+    parser.add_argument("--device", default=AUTO, help="auto: a GPU where there is one")
+    parser.add_argument("--dtype", default=AUTO, help="of the base; auto: bfloat16 on a GPU, else float32")
     parser.add_argument("--task", help="task with text answers; default: the sample task subject_line")
     parser.add_argument("--data", type=Path, help="histories and questions; default: the sample data")
     parser.add_argument("--k", type=int, default=0, help="retrieved items in a prompt")
@@ -120,13 +124,14 @@ class EndsLine(StoppingCriteria):  # type: ignore[misc]
 
     def __init__(self, base: Base) -> None:
         texts = [base.tokenizer.decode([token]) for token in range(base.model.config.vocab_size)]
-        self.breaks = torch.tensor(["\n" in text for text in texts])
-        self.letters = torch.tensor([bool(text.strip()) for text in texts])
-        self.begins_and_breaks = torch.tensor(["\n" in text.lstrip() for text in texts])
-        self.begun = torch.zeros(0, dtype=torch.bool)
+        self.device = base.device
+        self.breaks = torch.tensor(["\n" in text for text in texts], device=self.device)
+        self.letters = torch.tensor([bool(text.strip()) for text in texts], device=self.device)
+        self.begins_and_breaks = torch.tensor(["\n" in text.lstrip() for text in texts], device=self.device)
+        self.start(0)
 
     def start(self, lines: int) -> "EndsLine":
-        self.begun = torch.zeros(lines, dtype=torch.bool)
+        self.begun = torch.zeros(lines, dtype=torch.bool, device=self.device)
         return self
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
@@ -162,8 +167,8 @@ def peer_side(base: Base, task: Task, modules: Sequence[Module]) -> Answer:
             ids[line, width - len(prompt) :] = torch.tensor(prompt)
             mask[line, width - len(prompt) :] = 1
         output = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
+            input_ids=ids.to(base.device),
+            attention_mask=mask.to(base.device),
             adapter_names=[f"user-{slot}" for slot in slots],
             max_new_tokens=task.max_answer_tokens,
             do_sample=False,
@@ -192,7 +197,7 @@ def serve_side(args: argparse.Namespace) -> None:
     """One side, in this process: an empty line when it is ready; a line of figures for each batch size it is sent."""
     task, data = the_task(args)
     users = the_users(task, data, args)
-    base = load_base(args.base)
+    base = load_base(args.base, device=args.device, dtype=args.dtype)
     if args.side == "train":
         train_modules(base, task, users, args)
         return
@@ -202,10 +207,11 @@ def serve_side(args: argparse.Namespace) -> None:
     answer(questions[:8], 8)  # does not count
     print(flush=True)
     for line in sys.stdin:
+        forget_peak(base.device)
         start, start_cpu = time.perf_counter(), time.process_time()
         texts = answer(questions, int(line))
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        memory = peak_mib(base.device)
         lengths = [len(ids) + 1 for ids in base.tokenizer(texts, add_special_tokens=False).input_ids]  # and the end
         result = {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_memory_mb": memory, "lengths": lengths}
         print(json.dumps({**result, "texts": texts}), flush=True)
@@ -252,7 +258,7 @@ class Side:
             "cpu_seconds": min(cpu_seconds.values()),
             "requests_per_s": len(last["texts"]) / seconds[best],
             "new_tokens_per_s": sum(last["lengths"]) / seconds[best],
-            "peak_memory_mb": last["peak_memory_mb"],
+            "peak_memory_mb": max(run["peak_memory_mb"] for run in self._runs[best]),
             "seconds_by_batch_size": seconds,
             "cpu_seconds_by_batch_size": cpu_seconds,
             "lengths": last["lengths"],
@@ -278,6 +284,7 @@ def measure(args: argparse.Namespace, modules: Path) -> dict[str, Any]:
         "mean_answer_tokens": statistics.mean(lengths),
         "longest_answer_tokens": max(lengths),
         "threads": torch.get_num_threads(),
+        "device": str(find_device(args.device)),
         "different_texts": [pair for pair in zip(*texts, strict=True) if pair[0] != pair[1]],
         "peer": peer,
         "oppu": oppu,
@@ -288,7 +295,8 @@ def measure(args: argparse.Namespace, modules: Path) -> dict[str, Any]:
 
 def show(case: dict[str, Any]) -> None:
     print(
-        f"{case['task']}: {case['requests']} requests of {case['users']} users, {case['threads']} threads; "
+        f"{case['task']} on {case['device']}: {case['requests']} requests of {case['users']} users, "
+        f"{case['threads']} threads; "
         f"answers of {case['mean_answer_tokens']:.1f} tokens on average, {case['longest_answer_tokens']} at most"
     )
     for name, side in (("transformers + PEFT", case["peer"]), ("oppu", case["oppu"])):

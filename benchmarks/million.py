@@ -178,7 +178,7 @@ def base_without_model() -> Base:
     words = Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
-    no_model: Any = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=2048))
+    no_model: Any = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=2048), dtype=torch.float32)
     return Base(BASE, no_model, tokenizer, FINGERPRINT)
 
 

@@ -22,9 +22,10 @@ import json
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers.utils import logging
@@ -187,8 +188,14 @@ def token_quality(base: Base, questions: Sequence[Question]) -> dict[str, float]
     return {"accuracy": math.nan, "nll": -float(torch.cat(log_probs).mean())}
 
 
+def finished_ways(file: Path, inputs: Mapping[str, object]) -> dict[str, dict[str, Any]]:
+    """Lines of the file by the way's name, of those that were measured with these very inputs."""
+    lines = map(json.loads, file.read_text(encoding="utf-8").splitlines()) if file.exists() else ()
+    return {line["name"]: line for line in lines if inputs.items() <= line.items()}
+
+
 def main() -> None:
-    """Adapt the base, try every way, print a table; finished ways in FOLDER are not measured again."""
+    """Adapt the base, try every way, print a table; ways that FOLDER has of the same inputs are not measured again."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with one folder per task")
     parser.add_argument("--task", default="news_categorize")
@@ -212,12 +219,12 @@ def main() -> None:
     print(task.name, len(trials), "users with", [len(trial.train) for trial in trials], "items", flush=True)
     ways = RATES if options.what == "rates" else LAYERS
     kept = options.folder / f"{task.name}-{options.what}{options.longest or ''}.jsonl"
-    lines = kept.read_text(encoding="utf-8").splitlines() if kept.exists() else []
-    found = {line["name"]: line for line in map(json.loads, lines)}
+    inputs = {"held_out": options.held_out, "pairs": options.pairs, "base": base.fingerprint}
+    found = finished_ways(kept, inputs)
     wanted = {0, 1, *map(int, options.ways.split(","))} if options.ways else set(range(len(ways)))
     for way in (way for number, way in enumerate(ways) if number in wanted):
         if way.name not in found:
-            found[way.name] = asdict(way) | measure(way, base, task, trials)
+            found[way.name] = asdict(way) | inputs | measure(way, base, task, trials)
             with kept.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(found[way.name]) + "\n")
         line = found[way.name]

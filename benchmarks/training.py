@@ -16,7 +16,8 @@ with modules in float32; peak memory is then the device's. `--base random:llama-
 random weights, since speed needs no trained ones (with the embedded base's tokenizer and vocabulary).
 
 `--batches N` trains at most N batches of each user, drawn from the whole history: a history of 500 items is measured as
-it would go on. `--company 8,64` measures, instead, oppu's time per user with so many users, all of like histories.
+it would go on. `--company 8,64` measures, instead, oppu's time per user with so many users, all of like histories:
+copies of those of `--users`.
 
     python benchmarks/training.py --tasks movie_tagging --json training.json
     python benchmarks/training.py --tasks all --k 0,1 --newest 1,10,100,500 --batches 2 --published
@@ -28,7 +29,6 @@ import argparse
 import gc
 import itertools
 import json
-import math
 import random
 import resource
 import statistics
@@ -48,6 +48,7 @@ from transformers.utils import logging
 
 from one_by_one import Losses, peft_model, published_loss, train_one_by_one, tuned_loss
 from oppu.data import read_dataset
+from oppu.errors import ConfigError
 from oppu.examples import Setting, training_examples
 from oppu.model.bank import Bank, user_seed
 from oppu.model.base import Base, load_base, make_base
@@ -176,8 +177,6 @@ def machine_rate(base: Base, seconds: float = 2.0) -> float:
     The best of two ways: each product spread over all cores, or a product on each core.
     """
     weights = [m.weight for name, m in base.model.named_modules() if isinstance(m, nn.Linear) and "lm_head" not in name]
-    tokens = useful_tokens(base.device, torch.get_num_threads())
-    rates = []
 
     @torch.inference_mode()
     def multiply(rows: int) -> float:
@@ -193,11 +192,10 @@ def machine_rate(base: Base, seconds: float = 2.0) -> float:
             wait(base.device)
         return done / (time.perf_counter() - started) / 1e9
 
-    multiply(tokens)
-    rates.append(multiply(tokens))
     with workers_for(base.device) as workers:
-        share = tokens // workers.count
-        rates.append(sum(workers.map(multiply, [share] * workers.count)))
+        tokens = useful_tokens(base.device, workers.count)
+        multiply(tokens)
+        rates = [multiply(tokens), sum(workers.map(multiply, [tokens // workers.count] * workers.count))]
     return max(rates)
 
 
@@ -227,6 +225,7 @@ def measure(side: str, case: Case) -> dict[str, Any]:
     losses, seconds = best_of(case.repeats, device, lambda: run(jobs, config))
     return {
         "seconds": seconds,
+        "users": len(jobs),
         "users_per_hour": 3600 * len(jobs) / seconds,
         "examples_per_s": examples / seconds,
         "tokens_per_s": tokens / seconds,
@@ -318,13 +317,23 @@ def show(result: dict[str, Any]) -> None:
 
 
 def company(case: Case, counts: Sequence[int], repeats: int) -> list[dict[str, Any]]:
-    """Seconds per user with so many users, the median of runs that take turns."""
+    """Seconds per user with so many users, the median of runs that take turns.
+
+    ConfigError for a number that cannot be had of whole copies of the case's users, or where there are fewer of these.
+    """
+    if odd := [count for count in counts if count < 1 or count % case.users]:
+        listed = ", ".join(map(str, odd))
+        fix = f"use multiples of --users, which is {case.users}"
+        raise ConfigError(f"{listed} cannot be had by copying {case.users} users", where="--company", fix=fix)
     seconds: dict[int, list[float]] = {count: [] for count in counts}
     memory: dict[int, float] = {}
     for _ in range(repeats):
         for count in counts:
-            figures = in_own_process("oppu", replace(case, copies=math.ceil(count / case.users)))
-            seconds[count].append(figures["seconds"] / (case.users * math.ceil(count / case.users)))
+            figures = in_own_process("oppu", replace(case, copies=count // case.users))
+            if figures["users"] != count:
+                there = figures["users"] * case.users // count
+                raise ConfigError(f"{case.data} has {there} users", where="--users", fix=f"use {there}")
+            seconds[count].append(figures["seconds"] / count)
             memory[count] = figures["peak_memory_mib"]
     found = [
         {**asdict(case), "users": n, "seconds_per_user": statistics.median(seconds[n]), "peak_memory_mib": memory[n]}

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 
 from oppu import __version__
-from oppu.errors import ModelError, StoreError, UnknownUserError
+from oppu.errors import DataError, ModelError, StoreError, UnknownUserError
 from oppu.examples import PLAIN, Setting, training_examples
 from oppu.model.base import Base, family_of, load_base
 from oppu.model.checkpoint import Checkpoint, checkpoint_bytes, read_checkpoint
@@ -70,12 +70,15 @@ def personalize(
 
     Users are read as slots become free; their histories are stored as well. Who is not to be trained is yielded before
     the next user is read, so nobody is held in memory but those in the slots. Everyone under way is kept in the store
-    every `machine.checkpoint_s`, and gone on with by the next call that is to make the same module.
+    every `machine.checkpoint_s`, and gone on with by the next call that is to make the same module. DataError where a
+    user is given again while under way.
     """
     fingerprints: dict[str, str] = {}
 
     def jobs() -> Iterator[Job | Personalized]:
         for user in users:
+            if user.id in fingerprints:
+                raise DataError([f"user {user.id} is given twice"], fix="give each user once, with all items")
             store.put_history(user.id, plan.task.name, user.history)
             examples = training_examples(plan.task, user, plan.setting, (profiles or {}).get(user.id), plan.newest)
             fingerprint = training_fingerprint(base, plan, examples)
@@ -149,8 +152,11 @@ def find_module(store: Store, base: Base, plan: Plan, user_id: str) -> ModuleRec
 
 
 def training_fingerprint(base: Base, plan: Plan, examples: Sequence[Example]) -> str:
-    """Over everything that decides the module: version, base, settings, and the examples word by word."""
-    digest = hashlib.sha256(json.dumps([__version__, base.fingerprint, asdict(plan.train)]).encode())
+    """Over everything that decides the module: version, base, precision, settings, and the examples word by word."""
+    parts = [__version__, base.fingerprint, asdict(plan.train)]  # the base's says how its weights were rounded
+    if base.model.dtype != torch.float32:
+        parts.append(str(base.model.dtype))
+    digest = hashlib.sha256(json.dumps(parts).encode())
     for example in examples:
         digest.update(f"\0{example.prompt}\0{example.answer}".encode())
     return digest.hexdigest()

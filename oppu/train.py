@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import torch
 
+from oppu.errors import ConfigError
 from oppu.model.bank import Bank, user_seed
 from oppu.model.base import Base
 from oppu.model.checkpoint import Checkpoint
@@ -59,6 +60,13 @@ class TrainConfig:
     module of the best epoch, or the one before the first, which changes nothing; None: never, as in the paper."""
     held_out: float = 0.1
     """Share of a user's items, the newest, that are kept for early stop instead of trained on; at least one."""
+
+    def __post_init__(self) -> None:
+        """ConfigError for a setting with which nobody could be trained."""
+        for name in ("epochs", "batch_size", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}", fix="use 1 or more")
 
     def tokens_for(self, base: Base) -> int:
         """The most tokens of an example: as many as the base takes, less those of a soft prompt."""

@@ -1,5 +1,6 @@
 """The bank equals a three-line loop over users, whatever the mix, and its modules are PEFT's."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import plain_log_probs, tiny_model, tiny_tokenizer, toy_examples
-from peft import PeftModel
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from oppu.errors import ConfigError, ModelError
@@ -16,8 +18,8 @@ from oppu.model.attention import use_layout
 from oppu.model.bank import Bank, check_fits, user_seed
 from oppu.model.base import Base, make_base
 from oppu.model.forward import answer_log_probs, rows_of
-from oppu.model.kinds import LoraConfig
-from oppu.model.module import Module, write_module
+from oppu.model.kinds import LoraConfig, LoraXsConfig, ModuleConfig
+from oppu.model.module import Module, read_module, write_module
 
 Spans = tuple[tuple[int, int, int], ...]
 
@@ -245,8 +247,19 @@ A = f"base_model.model.{LAYER}.lora_A.weight"
         ({}, {"peft_type": "IA3"}, "peft_type is IA3, not LORA"),
         ({}, {"use_rslora": True}, "use_rslora is True, which is not supported"),
         ({}, {"alpha_pattern": {"q_proj": 2}}, "alpha_pattern is {'q_proj': 2}, which is not supported"),
+        ({}, {"alora_invocation_tokens": [5, 6]}, "alora_invocation_tokens is [5, 6], which is not supported"),
+        ({}, {"use_qalora": True}, "use_qalora is True, which is not supported"),
+        ({}, {"lora_bias": True}, "lora_bias is True, which is not supported"),
+        ({}, {"kasa_config": {}}, "kasa_config is {}, which is not supported"),
+        ({}, {"arrow_config": {"top_k": 3}}, "arrow_config is {'top_k': 3}, which is not supported"),
+        ({}, {"monteclora_config": {}}, "monteclora_config is {}, which is not supported"),
+        ({}, {"use_bdlora": {"nblocks": 2}}, "use_bdlora is {'nblocks': 2}, which is not supported"),
+        ({}, {"layers_to_transform": 0}, "layers_to_transform is 0, which is not supported"),
+        ({}, {"layer_replication": [[0, 2]]}, "layer_replication is [[0, 2]], which is not supported"),
+        ({}, {"init_lora_weights": "pissa"}, "init_lora_weights is pissa, which is not supported"),
+        ({}, {"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is pissa_niter_4, which is not supported"),
+        ({}, {"init_lora_weights": ["olora"]}, "init_lora_weights is ['olora'], which is not supported"),
     ],
-    ids=["shape", "missing", "unknown", "kind", "other scale", "scale by layer"],
 )
 def test_what_does_not_fit_is_named_and_the_slot_stays(
     base: Base, tensors: dict[str, torch.Tensor | None], config: dict[str, Any], words: str
@@ -257,6 +270,62 @@ def test_what_does_not_fit_is_named_and_the_slot_stays(
         bank.load(1, changed(bank.module(0), tensors, **config))
     assert f"the module does not fit: {words}; use it with" in caught.value.line()
     assert torch.equal(bank.values, before)
+
+
+SETTINGS = [
+    {"init_lora_weights": "gaussian"},
+    {"init_lora_weights": "orthogonal"},
+    {"init_lora_weights": False},
+    {"init_lora_weights": "pissa"},
+    {"init_lora_weights": "olora"},
+    {"init_lora_weights": "mica"},
+    {"alora_invocation_tokens": [5, 6]},
+    {"use_rslora": True},
+    {"bias": "lora_only"},
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_what_peft_reads_as_another_model_is_refused_and_the_rest_answers_as_in_peft(
+    base: Base, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    config = PeftLoraConfig(r=4, lora_alpha=8, target_modules=["q_proj"], task_type="CAUSAL_LM", **settings)
+    made = get_peft_model(tiny_model(), config)
+    for name, weight in made.named_parameters():
+        weight += 0.1 * torch.randn(weight.shape) * ("lora_" in name)
+    made.save_pretrained(tmp_path)
+    examples = toy_examples(3, seed=0)
+    known = plain_log_probs(PeftModel.from_pretrained(tiny_model(), tmp_path).eval(), examples)
+    module = read_module(tmp_path)
+    bank = Bank(base.model, LoraConfig(4, 8, targets=("q_proj",)), 1)
+    if next(iter(settings.values())) in (False, "gaussian", "orthogonal", "lora_only"):
+        bank.load(0, module)
+        with bank.attach():
+            found = answer_log_probs(base.model, list(rows_of(0, examples, 4096)))
+        torch.testing.assert_close(found, known, rtol=1e-4, atol=1e-5)
+    else:
+        with pytest.raises(ModelError, match=f"{next(iter(settings))} is .*, which is not supported"):
+            bank.load(0, module)
+
+
+NO_SCALES = [{"lora_alpha": alpha} for alpha in (None, "8", True, math.nan, math.inf, 1e300, 10**400)]
+
+
+@pytest.mark.parametrize("config", [*NO_SCALES, {"r": None}, {"r": 0}], ids=str)
+@pytest.mark.parametrize("shape", [LORA, LoraXsConfig(3)], ids=["lora", "lora-xs"])
+def test_what_is_no_number_to_scale_by_is_refused(base: Base, shape: ModuleConfig, config: dict[str, Any]) -> None:
+    bank = Bank(base.model, shape, 1)
+    bank.reset(0, seed=0)
+    module = bank.module(0)
+    (name,) = config
+    with pytest.raises(ModelError, match=f"the module does not fit: {name} is "):
+        check_fits(base.model, changed(module, **config))
+    with pytest.raises(ModelError, match=f"the module does not fit: {name} is "):
+        bank.load(0, changed(module, **config))
+    without = {key: value for key, value in module.config.items() if key != name}
+    with pytest.raises(ModelError, match=f"{name} is None"):
+        check_fits(base.model, Module(module.tensors, without))
 
 
 def test_a_module_of_another_rank_is_refused_by_its_rank_first(base: Base) -> None:

@@ -1,12 +1,14 @@
 """From histories to modules in the store and to answers, whatever interrupts it."""
 
 import gc
+import hashlib
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -15,13 +17,15 @@ from conftest import tiny_model, tiny_tokenizer, toy_examples
 from store_samples import module_folders, notes
 from toys import COLOUR, FAST, REMARK, colour_user, colour_users, tiny_base_folder
 
+from oppu import __version__
 from oppu.answering import answer_users, stored_module
+from oppu.errors import DataError
 from oppu.examples import Setting
 from oppu.model.base import Base, load_base, make_base
 from oppu.model.forward import answer_log_probs, rows_of
 from oppu.model.kinds import LoraConfig
 from oppu.model.module import WEIGHTS, Module
-from oppu.personalize import Personalized, Plan, longest_histories, personalize
+from oppu.personalize import Personalized, Plan, longest_histories, personalize, training_fingerprint
 from oppu.records import HistoryItem, User
 from oppu.scale.ledger import Ledger
 from oppu.store import Store
@@ -134,6 +138,24 @@ def test_changed_settings_train_again(store: Store, base: Base, plan: Plan) -> N
     run(store, base, PLAN, users)
     assert statuses(run(store, base, plan, users)) == {"a": "trained", "b": "trained"}
     assert statuses(run(store, base, plan, users)) == {"a": "kept", "b": "kept"}
+
+
+def test_another_precision_trains_again(store: Store, base: Base, folder: Path) -> None:
+    users = colour_users(3)
+    run(store, load_base(str(folder), dtype="bfloat16"), PLAN, users)
+    assert statuses(run(store, base, PLAN, users)) == {"a": "trained"}
+    assert statuses(run(store, base, PLAN, users)) == {"a": "kept"}
+
+
+def test_float32_modules_of_before_precision_counted_are_still_kept(base: Base) -> None:
+    given = hashlib.sha256(json.dumps([__version__, base.fingerprint, asdict(FAST)]).encode()).hexdigest()
+    assert training_fingerprint(base, PLAN, []) == given
+
+
+def test_a_user_who_is_given_again_while_under_way_is_named(store: Store, base: Base) -> None:
+    first, other = colour_users(3, 2)
+    with pytest.raises(DataError, match="user a is given twice"):
+        run(store, base, PLAN, [first, other, colour_user("a", 4)], slots=4)
 
 
 def test_settings_that_decide_nothing_keep_the_modules(store: Store, base: Base) -> None:

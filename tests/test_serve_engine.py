@@ -2,6 +2,7 @@
 
 import queue
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,33 @@ def test_a_failing_module_fails_its_own_request_alone(base: Base, store: Store, 
     engine.close()
     assert [type(event) for _, event in answers] == [Done, Failed, Failed, Done]
     assert engine.statistics.failed == 2
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_who_has_a_module_that_gives_no_numbers_is_told_and_the_neighbours_are_answered(
+    base: Base, store: Store, records: list[ModuleRecord], temperature: float
+) -> None:
+    def load(record: ModuleRecord) -> Module:
+        module = store.load_module(record)
+        huge = {name: torch.full_like(tensor, 1e20) for name, tensor in module.tensors.items()}
+        return Module(huge, module.config) if record.user_id == "u1" else module
+
+    drawn = Sampling(temperature, seed=1)
+    works: list[Generation | Choice] = [replace(generation(record), sampling=drawn) for record in records]
+    works += [Choice(record, MOOD, Example("u", "q", "note: ab mood:", None), 200) for record in records[:2]]
+    engine = Engine(base, store.load_module)
+    expected = ask_all(engine, works)
+    engine.close()
+    engine = Engine(base, load)
+    answers = ask_all(engine, works)
+    engine.close()
+    for place, (text, event) in enumerate(answers):
+        if place in (1, 5):
+            assert isinstance(event, Failed)
+            assert "NaN or infinite" in event.error.line()
+        else:
+            assert (text, event) == expected[place]
+    assert (engine.statistics.failed, engine.statistics.answered) == (2, 4)
 
 
 def test_a_failing_step_fails_what_is_under_way_and_no_more(
@@ -325,6 +353,17 @@ def test_what_is_drawn_does_not_depend_on_neighbours() -> None:
     alone = next_tokens(logits[:1], [rule], [rule.generator()], [[]])
     assert next_tokens(logits, [rule, rule], [rule.generator(), rule.generator()], [[], []])[:1] == alone
     assert next_tokens(logits, [rule, GREEDY], [rule.generator()] * 2, [[], []]) == [alone[0], int(logits[1].argmax())]
+
+
+@pytest.mark.parametrize("rule", [GREEDY, Sampling(0.7, 0.9, 3), Sampling(1e-4, 1.0, 3)])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 3e38])
+def test_logits_that_are_no_numbers_give_no_token_and_their_neighbours_do(rule: Sampling, value: float) -> None:
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
+    alone = next_tokens(logits[2:], [rule], [rule.generator()], [[]])
+    logits[1] = value
+    found = next_tokens(logits, [rule] * 3, [rule.generator() for _ in range(3)], [[]] * 3)
+    assert (found[1] is not None) == (value == 3e38)
+    assert found[2:] == alone
 
 
 def test_a_tiny_base_has_the_end_token_of_its_tokenizer() -> None:

@@ -142,6 +142,32 @@ def test_values_that_are_no_numbers_are_refused(folder: Path, value: float) -> N
     assert not (folder.parent / "new").exists()
 
 
+def test_values_beyond_the_range_of_float32_are_refused(folder: Path) -> None:
+    tensors = {name: tensor.double() for name, tensor in tiny_module().tensors.items()}
+    tensors[A][0, 0] = 1e300
+    save_file(tensors, folder / "adapter_model.safetensors")
+    assert f"1 bad tensor: {A} (NaN or infinite)" in refusal(folder)
+
+
+@pytest.mark.parametrize("alpha", ["NaN", "Infinity", "1e300", "null", '"8"', "true", "[8]"])
+def test_an_alpha_that_is_no_finite_number_is_refused(folder: Path, alpha: str) -> None:
+    file = folder / "adapter_config.json"
+    file.write_text(file.read_text().replace('"lora_alpha": 4', f'"lora_alpha": {alpha}'))
+    assert "not a finite number of float32's range; restore it" in refusal(folder)
+    with pytest.raises(StoreError, match="lora_alpha is "):
+        write_module(tiny_module(lora_alpha=json.loads(alpha)), folder.parent / "new")
+
+
+@pytest.mark.parametrize("kind", ["LORA", "LORA_XS"])
+def test_a_module_without_alpha_is_refused(folder: Path, kind: str) -> None:
+    (folder / "adapter_config.json").write_text(
+        json.dumps({key: value for key, value in CONFIG.items() if key != "lora_alpha"} | {"peft_type": kind})
+    )
+    if kind == "LORA_XS":
+        save_file({"cores": torch.zeros(1, 2, 2)}, folder / "adapter_model.safetensors")
+    assert "lora_alpha is missing" in refusal(folder)
+
+
 class _Bomb:
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
         return (print, ("the pickle was opened",))

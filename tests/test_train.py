@@ -10,6 +10,7 @@ from conftest import tiny_model, toy_examples
 from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model, set_peft_model_state_dict
 
+from oppu.errors import ConfigError
 from oppu.model.bank import Bank, user_seed
 from oppu.model.base import Base
 from oppu.model.kinds import LoraConfig
@@ -109,6 +110,13 @@ def test_the_number_of_cores_changes_nothing(base: Base, users: list[str]) -> No
             torch.set_num_threads(before)
     assert found[3].losses == pytest.approx(found[1].losses, rel=1e-5)
     assert difference(dict(found[3].module.tensors), dict(found[1].module.tensors)) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["epochs", "batch_size", "patience"])
+def test_a_setting_with_which_nobody_can_be_trained_is_refused(name: str) -> None:
+    for value in (0, -1):
+        with pytest.raises(ConfigError, match=f"{name} is {value}; use 1 or more"):
+            replace(CONFIG, **{name: value})
 
 
 def test_every_user_is_finished_once_however_few_the_slots(base: Base) -> None:

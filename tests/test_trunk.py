@@ -2,6 +2,7 @@
 
 import errno
 import multiprocessing
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,9 +21,11 @@ from oppu.errors import ConfigError
 from oppu.model import trunk
 from oppu.model.bank import Bank, user_seed
 from oppu.model.base import Base
+from oppu.model.forward import SlotRow, rows_of
 from oppu.model.kinds import Ia3Config, LoraConfig, LoraXsConfig, ModuleConfig, PromptConfig
 from oppu.model.layers import SplitModel, first_layer, on_top_layers, split_model
-from oppu.model.trunk import HiddenFile
+from oppu.model.packing import Row
+from oppu.model.trunk import HiddenFile, trunk_below
 from oppu.train import Machine, TrainConfig, train
 
 CONFIG = TrainConfig(epochs=3, batch_size=4, learning_rate=3e-2, top_layers=1)
@@ -95,6 +98,38 @@ def test_the_lower_layers_run_once_per_example_over_epochs_and_runs(
     assert once <= sum(len(example.tokens) for example in examples)
     modules(base, replace(CONFIG, learning_rate=1e-2), machine)
     assert sum(lower) == once
+
+
+def test_a_pass_goes_to_the_accelerator_and_comes_from_it_in_one_copy(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is waited for; what is read and what is computed lie in the rows' order."""
+    rows = [row for job in jobs(["long", "medium", "short"]) for row in rows_of(0, job.examples, 100)]
+    copies: list[str] = []
+
+    def counted(name: str) -> Callable[..., torch.Tensor]:
+        original = getattr(torch.Tensor, name)
+        return lambda tensor, *given: copies.append(name) or original(tensor, *given)
+
+    split = split_model(base.model, 1)
+    assert split is not None
+    with torch.no_grad(), trunk_below(base, ["model.layers.1.self_attn.q_proj"], 1 << 20) as trunk:
+        assert trunk is not None
+        expected = split.lower([row.row for row in rows])
+        monkeypatch.setattr(SplitModel, "lower", lambda _, asked: split_lower(expected, rows, asked))
+        monkeypatch.setattr(torch.Tensor, "cpu", counted("cpu"))
+        monkeypatch.setattr(torch.Tensor, "to", counted("to"))
+        assert torch.equal(trunk.hidden(rows[1::2]), split_lower(expected, rows, [row.row for row in rows[1::2]]))
+        assert copies == ["cpu", "to"]
+        assert torch.equal(trunk.hidden(rows), expected)
+        assert torch.equal(trunk.hidden(rows), expected)
+        assert copies == ["cpu", "to"] * 2 + ["to"]
+
+
+def split_lower(hidden: torch.Tensor, rows: Sequence[SlotRow], asked: Sequence[Row]) -> torch.Tensor:
+    """The parts of `hidden` that are of the rows asked for."""
+    parts = dict(zip([id(row.row) for row in rows], hidden.split([len(row.row) for row in rows]), strict=True))
+    return torch.cat([parts[id(row)] for row in asked])
 
 
 def test_nothing_of_a_trunk_is_left_behind_unless_a_folder_is_given(base: Base, lower: list[int], cache: Path) -> None:

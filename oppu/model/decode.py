@@ -101,7 +101,7 @@ class Decoder:
         return logits[:, 0]
 
     def drop(self, keys: Sequence[int]) -> None:
-        """Let sequences go; those at the end of the batch take their places."""
+        """Let sequences go; those at the end of the batch take their places. Lines that nobody has are zeros."""
         gone = set(keys)
         if not gone:
             return
@@ -109,6 +109,9 @@ class Decoder:
         moving = [(i, s) for i, s in enumerate(self._active) if s.key not in gone and i >= len(kept)]
         holes = [i for i, s in enumerate(self._active[: len(kept)]) if s.key in gone]
         ordered = self._active[: len(kept)]
+        for line, sequence in enumerate(self._active):
+            if kept and sequence.key in gone:
+                self._cache.clear(line, sequence.length)
         for hole, (line, sequence) in zip(holes, moving, strict=True):
             self._cache.move(line, hole, sequence.length)
             ordered[hole] = sequence
@@ -142,10 +145,18 @@ class _Cache:
 
     @torch.inference_mode()
     def move(self, line: int, to: int, length: int) -> None:
-        """Copy a sequence's keys and values to another line."""
+        """Bring a sequence's keys and values to another line, which is clear; its own is afterwards."""
         for layer in self._layers.values():
             for cached in layer:
                 cached[to, :, :length] = cached[line, :, :length]
+        self.clear(line, length)
+
+    @torch.inference_mode()
+    def clear(self, line: int, length: int) -> None:
+        """Overwrite a sequence with zeros: its line's next one is masked behind its own end, and NaN passes a mask."""
+        for layer in self._layers.values():
+            for cached in layer:
+                cached[line, :, :length] = 0
 
 
 def _grown(old: torch.Tensor | None, lines: int, length: int, like: torch.Tensor) -> torch.Tensor:

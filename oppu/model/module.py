@@ -45,6 +45,12 @@ def is_peft(module: Module) -> bool:
     return module.config.get("peft_type") in _PEFT
 
 
+def is_float32(value: object) -> bool:
+    """Whether it is a finite number that float32 holds, which Python's JSON does not promise."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) <= torch.finfo(torch.float32).max  # type: ignore[arg-type]
+
+
 def check_module(module: Module, *, where: str) -> None:
     """StoreError, one line beginning with `where`, for a module that read_module would refuse."""
     _refuse_misfits(
@@ -198,7 +204,9 @@ def _refuse_wrong_length(header: Mapping[str, Any], data_bytes: int, where: str)
 
 
 def _values_that_are_no_numbers(tensors: Mapping[str, torch.Tensor]) -> list[str]:
-    return [f"{name} (NaN or infinite)" for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    """Also those that are none in float32, in which modules are used."""
+    bad = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor.float()).all())]
+    return [f"{name} (NaN or infinite)" for name in bad]
 
 
 def _refuse_misfits(config: Mapping[str, Any], shapes: Mapping[str, Shape], where: str) -> None:
@@ -212,6 +220,9 @@ def _refuse_misfits(config: Mapping[str, Any], shapes: Mapping[str, Shape], wher
     if misfits is None:
         raise StoreError(f"peft_type {kind!r} is unknown", where=where, fix=f"use one of: {', '.join(_PEFT)}")
     _refuse(misfits, where)
+    if "r" in config and not is_float32(config.get("lora_alpha")):  # what has a rank is scaled
+        alpha = config.get("lora_alpha", "missing")
+        raise StoreError(f"lora_alpha is {alpha}, not a finite number of float32's range", where=where, fix=_DAMAGED)
 
 
 def _misfits(kind: str, config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> list[str] | None:

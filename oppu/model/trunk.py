@@ -51,35 +51,35 @@ class Trunk:
 
     def hidden(self, rows: Sequence[SlotRow]) -> torch.Tensor:
         """What the lower layers make of the rows, [N, D]: from the file, or computed and put there."""
-        parts = [self._kept(row) for row in rows]
-        missing = [row for row, part in zip(rows, parts, strict=True) if part is None]
+        lengths = [len(row.row) for row in rows]
+        hidden = torch.empty(sum(lengths), self._file.width, dtype=self._file.dtype)
+        parts = list(zip(rows, hidden.split(lengths), strict=True))  # type: ignore[no-untyped-call]
+        missing = [(row, part) for row, part in parts if not self._read(row, part)]
         if missing:
-            made = iter(self._split.lower([row.row for row in missing]).split([len(row.row) for row in missing]))  # type: ignore[no-untyped-call]
-            for place, (row, part) in enumerate(zip(rows, parts, strict=True)):
-                if part is None:
-                    parts[place] = self._keep(row, next(made))
-        return torch.cat([part for part in parts if part is not None])
+            made = self._split.lower([row.row for row, _ in missing]).cpu()  # an accelerator is waited for once
+            for row, part in missing:
+                part.copy_(made[: len(part)])
+                made = made[len(part) :]
+                self._keep(row, part)
+        return hidden.to(self._device)
 
     def close(self) -> None:
         """Leave the model as it was, and let others use the file."""
         self._split.close()
         self._file.close()
 
-    def _kept(self, row: SlotRow) -> torch.Tensor | None:
-        """A row's hidden states [len(row), D], if all its examples are in the file."""
-        hidden = torch.empty(len(row.row), self._file.width, dtype=self._file.dtype)
+    def _read(self, row: SlotRow, hidden: torch.Tensor) -> bool:
+        """Fill in a row's hidden states [len(row), D]; whether all its examples are in the file."""
         for example, path in zip(row.examples, row.row.paths, strict=True):
             part = self._file.get(_key(example))
             if part is None:
-                return None
+                return False
             hidden[list(path)] = part
-        return hidden.to(self._device)
+        return True
 
-    def _keep(self, row: SlotRow, hidden: torch.Tensor) -> torch.Tensor:
-        on_cpu = hidden.cpu()
+    def _keep(self, row: SlotRow, hidden: torch.Tensor) -> None:
         for example, path in zip(row.examples, row.row.paths, strict=True):
-            self._file.put(_key(example), on_cpu[list(path)])
-        return hidden
+            self._file.put(_key(example), hidden[list(path)])
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from oppu.errors import OppuError
+from oppu.errors import ModelError, OppuError
 from oppu.model.base import Base
 from oppu.model.decode import Decoder, Prompt
 from oppu.model.module import Module
@@ -248,11 +248,15 @@ class Engine:
                 self.config.tokens_per_pass,
                 self._slots.virtual_tokens,
             )
-            for request, best in zip(taken, scores.argmax(-1).tolist(), strict=True):
+            for request, line in zip(taken, scores, strict=True):
+                best = int(line.argmax())  # NaN, where there is one
+                if not line[best].isfinite():
+                    self._fail([request], _no_numbers())
+                    continue
                 written = encode_answers(self._base.tokenizer, [task.labels[best]])[0]
                 request.on_event(Piece(task.labels[best]))
                 request.on_event(Done("stop", len(written)))
-            self.statistics.answered += len(taken)
+                self.statistics.answered += 1
             self.statistics.max_scored = max(self.statistics.max_scored, len(taken))
         for request in taken:
             self._slots.give_back(request.slot)
@@ -299,10 +303,13 @@ class Engine:
         lines = [self._writing[ticket] for ticket in tickets]
         rules, generators = [w.work.sampling for w in lines], [w.generator for w in lines]
         tokens = next_tokens(logits, rules, generators, [w.written for w in lines])
-        self.statistics.tokens += len(tokens)
-        ended = [t for t, line, token in zip(tickets, lines, tokens, strict=True) if self._ends_with(line, token)]
+        failed = [ticket for ticket, token in zip(tickets, tokens, strict=True) if token is None]
+        self._fail([self._writing[ticket].request for ticket in failed], _no_numbers())
+        self.statistics.tokens += len(tokens) - len(failed)
+        going = [(t, w, token) for t, w, token in zip(tickets, lines, tokens, strict=True) if token is not None]
+        ended = [ticket for ticket, line, token in going if self._ends_with(line, token)]
         self.statistics.answered += len(ended)
-        self._drop(ended)
+        self._drop([*failed, *ended])
 
     def _ends_with(self, line: _Writing, token: int) -> bool:
         """Add a token to a sequence and tell what became of it; whether it was the last."""
@@ -375,13 +382,23 @@ class Engine:
             yield
         except Exception as error:
             known = error if isinstance(error, OppuError) else OppuError("the server failed; its log says why")
-            if known is error:
-                _LOG.warning("%d requests failed: %s", len(listed), error)
-            else:
-                _LOG.exception("%d requests failed", len(listed))
-            self.statistics.failed += len(listed)
-            for request in listed:
-                request.on_event(Failed(known))
+            if known is not error:
+                _LOG.exception("a fault of the server")
+            self._fail(listed, known)
+
+    def _fail(self, requests: Sequence[_Request], error: OppuError) -> None:
+        """End these requests with an error."""
+        if not requests:
+            return
+        _LOG.warning("%d requests failed: %s", len(requests), error)
+        self.statistics.failed += len(requests)
+        for request in requests:
+            request.on_event(Failed(error))
+
+
+def _no_numbers() -> ModelError:
+    """What a user is told whose module makes the model overflow; the neighbours do not notice."""
+    return ModelError("what the model gives is NaN or infinite, so there is no answer", fix="train the module again")
 
 
 def _end_tokens(base: Base) -> frozenset[int]:

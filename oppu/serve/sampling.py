@@ -41,18 +41,24 @@ def next_tokens(
     rules: Sequence[Sampling],
     generators: Sequence[torch.Generator],
     written: Sequence[Sequence[int]],
-) -> list[int]:
-    """One token for each line of logits [n, V] after what it has `written`; what a neighbour draws changes nothing."""
+) -> list[int | None]:
+    """One token for each line of logits [n, V] after what it has `written`; what a neighbour draws changes nothing.
+
+    None where the logits are no numbers, for a module that makes the model overflow: there is nothing to choose from.
+    """
     logits = without_repeats(logits, written, [rule.no_repeat for rule in rules])
-    tokens: list[int] = logits.argmax(-1).tolist()
+    best = logits.argmax(-1, keepdim=True)  # NaN, where there is one
+    likeliest = torch.where(logits.gather(-1, best).isfinite(), best, -1)[:, 0].tolist()
+    tokens: list[int | None] = [token if token >= 0 else None for token in likeliest]
     for line, (rule, generator) in enumerate(zip(rules, generators, strict=True)):
-        if rule.temperature >= _GREEDY_BELOW:
+        if tokens[line] is not None and rule.temperature >= _GREEDY_BELOW:
             tokens[line] = _draw(logits[line].float().cpu(), rule, generator)
     return tokens
 
 
 def _draw(logits: torch.Tensor, rule: Sampling, generator: torch.Generator) -> int:
-    probabilities, order = (logits / rule.temperature).softmax(-1).sort(descending=True)
+    below = logits - logits.max()  # so that no quotient is infinite
+    probabilities, order = (below / rule.temperature).softmax(-1).sort(descending=True)
     before = probabilities.cumsum(-1) - probabilities
     nucleus = probabilities.masked_fill(before >= rule.top_p, 0)
     return int(order[torch.multinomial(nucleus, 1, generator=generator)])

@@ -31,6 +31,7 @@ from oppu.model.kinds.kind import (
     layer_names,
 )
 from oppu.model.module import Module
+from oppu.model.steps import step_slots
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +153,8 @@ class Ia3(Kind):
                 return x
             flat = x.reshape(-1, x.shape[-1])
             if is_step(layout, x):
-                slots = torch.tensor([slot for slot, _, _ in layout.spans], device=x.device)
-                scales = torch.where(slots[:, None] >= 0, values[slots.clamp(min=0)], 1.0)
+                slots, plain = step_slots(layout.spans, x.device)
+                scales = values[slots].masked_fill_(plain, 1)
                 return (flat * scales).to(x.dtype).view(x.shape)
             return _scaled(flat, lines.anchor, values, grads, layout.spans, lines.blocks(layout)).view(x.shape)
 

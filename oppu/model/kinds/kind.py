@@ -13,10 +13,10 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from oppu.errors import ConfigError
+from oppu.errors import ConfigError, ModelError
 from oppu.model.attention import Layout
 from oppu.model.blocks import Blocks, blocks_of
-from oppu.model.module import Module, Shape
+from oppu.model.module import Module, Shape, is_float32
 
 PREFIX = "base_model.model."
 """What PEFT puts before the name of a layer."""
@@ -197,6 +197,16 @@ def ends_with(name: str, ending: str) -> bool:
 def layer_names(model: PreTrainedModel) -> set[str]:
     """The last parts of all layers' names."""
     return {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+
+
+def rank_and_alpha(config: Mapping[str, Any]) -> tuple[int, float]:
+    """`r` and `lora_alpha` of an adapter_config.json; ModelError where they are no numbers to scale by."""
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    wrong = [] if type(rank) is int and rank > 0 else [f"r is {rank}, not a positive whole number"]
+    wrong += [] if is_float32(alpha) else [f"lora_alpha is {alpha}, not a finite number of float32's range"]
+    if wrong:
+        raise ModelError(f"the module does not fit: {'; '.join(wrong)}", fix="restore its config, or train it again")
+    return int(rank), float(alpha)  # type: ignore[arg-type]
 
 
 def is_step(layout: Layout, x: torch.Tensor) -> bool:

@@ -20,12 +20,47 @@ from transformers.pytorch_utils import Conv1D
 from oppu.errors import ModelError
 from oppu.model.attention import Layout, current_layout
 from oppu.model.blocks import Blocks, Spans
-from oppu.model.kinds.kind import PREFIX, Kind, Lines, ModuleConfig, Target, find_targets, is_step, layer_names
+from oppu.model.kinds.kind import (
+    PREFIX,
+    Kind,
+    Lines,
+    ModuleConfig,
+    Target,
+    find_targets,
+    is_step,
+    layer_names,
+    rank_and_alpha,
+)
 from oppu.model.module import Module
 from oppu.model.steps import StepModules, slots_of
 
-_UNSUPPORTED = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
+_UNSUPPORTED = (
+    "use_rslora",
+    "use_dora",
+    "rank_pattern",
+    "alpha_pattern",
+    "lora_bias",
+    "use_qalora",
+    "alora_invocation_tokens",
+    "exclude_modules",
+    "modules_to_save",
+    "trainable_token_indices",
+    "target_parameters",
+    "layer_replication",
+    "megatron_config",
+)
 """What PEFT may have done to a LoRA module that the formula above does not know."""
+_UNSUPPORTED_EVEN_EMPTY = (
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "velora_config",
+    "use_bdlora",
+    "layers_to_transform",
+)
+"""The same, where PEFT reads {} as the settings' defaults, and 0 as a layer."""
+_BEGINNINGS = (True, False, None, "gaussian", "orthogonal", "eva")
+"""`init_lora_weights` that leave the base as it is; with any other PEFT rewrites its weights when it loads a module."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +102,7 @@ class LoraConfig(ModuleConfig):
         if config.get("peft_type") != "LORA" or not isinstance(config.get("target_modules"), list):
             kind = f"{config.get('peft_type')} on {config.get('target_modules')}"
             raise ModelError(f"the module is {kind}", fix="use a LoRA module whose target_modules are a list of names")
-        return cls(int(config["r"]), float(config["lora_alpha"]), 0.0, tuple(sorted(config["target_modules"])))
+        return cls(*rank_and_alpha(config), 0.0, tuple(sorted(config["target_modules"])))
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +163,8 @@ class Lora(Kind):
         fits = isinstance(rank, int) and 0 < rank <= self._config.rank
         wrong = [] if fits else [f"r is {rank}, not between 1 and {self._config.rank}"]
         unsupported = [key for key in _UNSUPPORTED if peft_config.get(key)]
+        unsupported += [key for key in _UNSUPPORTED_EVEN_EMPTY if peft_config.get(key) not in (None, [])]
+        unsupported += ["init_lora_weights"] if peft_config.get("init_lora_weights") not in _BEGINNINGS else []
         return wrong + [f"{key} is {peft_config[key]}, which is not supported" for key in unsupported]
 
     def target_names(self) -> tuple[str, ...]:

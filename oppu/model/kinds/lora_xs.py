@@ -24,13 +24,14 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from oppu.errors import ConfigError
+from oppu.errors import ConfigError, ModelError
 from oppu.model.attention import current_layout
 from oppu.model.blocks import Blocks, Spans
 from oppu.model.embedded import cache_folder
-from oppu.model.kinds.kind import Kind, Lines, ModuleConfig, Target, find_targets, is_step
+from oppu.model.kinds.kind import Kind, Lines, ModuleConfig, Target, find_targets, is_step, rank_and_alpha
 from oppu.model.kinds.lora import LoraConfig, add_to_weight, lora_names, lora_peft_config, query_and_value
 from oppu.model.module import Module, Shape
+from oppu.model.steps import step_slots
 
 _CORES = "cores"
 """The one tensor of a module: [L, R, R], layers in the model's order."""
@@ -76,7 +77,9 @@ class LoraXsConfig(ModuleConfig):
     def of(cls, module: Module) -> Self:
         """See ModuleConfig."""
         config = module.config
-        return cls(int(config["r"]), float(config["lora_alpha"]), tuple(sorted(config["target_modules"])))
+        if not isinstance(config.get("target_modules"), list):
+            raise ModelError("its target_modules are no names", fix="use a module whose target_modules are a list")
+        return cls(*rank_and_alpha(config), tuple(sorted(config["target_modules"])))
 
     @classmethod
     def misfits_in_file(cls, config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> list[str]:
@@ -181,7 +184,7 @@ def _hook(layer: _Layer, lines: Lines) -> Callable[..., torch.Tensor]:
             return output
         x = inputs[0].reshape(-1, layer.a.shape[1]).float()
         if is_step(layout, x):
-            delta = _step(x, layer, [slot for slot, _, _ in layout.spans])
+            delta = _step(x, layer, layout.spans)
         else:
             delta = _delta(x, lines.anchor, layer, layout.spans, lines.blocks(layout))
         return output + delta.to(output.dtype).view(output.shape)
@@ -189,12 +192,12 @@ def _hook(layer: _Layer, lines: Lines) -> Callable[..., torch.Tensor]:
     return add_delta
 
 
-def _step(x: torch.Tensor, layer: _Layer, slots: Sequence[int]) -> torch.Tensor:
-    """The term added for one token [T, I] of each of these slots, [T, O]."""
-    scales = torch.tensor([layer.configs[slot].scale if slot >= 0 else 0.0 for slot in slots], device=x.device)
-    cores = layer.cores[torch.tensor(slots, device=x.device).clamp(min=0)]
-    middle = torch.bmm(cores, (x @ layer.a.T * scales[:, None])[:, :, None])[:, :, 0]
-    return middle @ layer.b.T
+def _step(x: torch.Tensor, layer: _Layer, spans: Spans) -> torch.Tensor:
+    """The term added for x [T, I], one token of each span, [T, O]."""
+    slots, plain = step_slots(spans, x.device)
+    low = x @ layer.a.T * layer.scales[slots][:, None]
+    middle = torch.bmm(layer.cores[slots], low[:, :, None])[:, :, 0]
+    return middle.masked_fill_(plain, 0) @ layer.b.T
 
 
 def _delta(x: torch.Tensor, anchor: torch.Tensor, layer: _Layer, spans: Spans, blocks: Blocks | None) -> torch.Tensor:
