@@ -50,99 +50,121 @@ if TYPE_CHECKING:
     from oppu.tasks import Task
 
 
+TaskNames = Annotated[
+    str,
+    typer.Option(
+        "--task",
+        help="A task's name (`oppu tasks`), its LaMP id, or a TOML file of one's own; several with commas, or all.",
+    ),
+]
+DataFolder = Annotated[
+    Path,
+    typer.Option("--data", help="Folder or file with the users' histories; with several tasks a folder for each."),
+]
+OutFolder = Annotated[Path, typer.Option("--out", help="Folder for tables, predictions, report, bases and modules.")]
+Methods = Annotated[
+    str,
+    typer.Option(
+        "--methods",
+        help="Some of base, random, rag, oppu, oppu+rag, separated by commas; with --profiles also pag, pag+rag, "
+        "oppu+pag, oppu+pag+rag. `all`: the thirteen columns of Table 1; profiles are made where none are given.",
+    ),
+]
+Numbers = Annotated[
+    str | None,
+    typer.Option("--k", help="Numbers of retrieved items, separated by commas. [default: 1; with all Table 1's]"),
+]
+UsersAsked = Annotated[
+    int | None,
+    typer.Option("--users", min=1, help="Of those asked, the users with the longest histories. [default: all]"),
+]
+Develop = Annotated[
+    int | None,
+    typer.Option(
+        "--develop",
+        min=1,
+        help="To choose settings: ask so many held-out users, adapt on the others, and leave the test users alone.",
+    ),
+]
+ProfileStore = Annotated[
+    str | None, typer.Option("--store", help="Where `oppu profile` put the profiles, for --profiles store.")
+]
+ProfileSteps = Annotated[
+    int | None,
+    typer.Option(
+        "--profile-steps",
+        min=1,
+        help="Of profiles that a model writes for `all`: so many along a history. [default: 4]",
+    ),
+]
+ProfileNewest = Annotated[
+    int | None,
+    typer.Option("--profile-newest", min=1, help="Of the same: each tells of the newest so many items."),
+]
+ProfileTokens = Annotated[
+    int | None, typer.Option("--profile-tokens", min=8, help="Of the same: their length limit. [default: 160]")
+]
+Seeds = Annotated[
+    str | None, typer.Option("--seeds", metavar="A,B,...", help="In place of --seed: a run for each of several.")
+]
+BaseData = Annotated[
+    Path | None, typer.Option("--base-data", help="Data whose held-out users adapt the base. [default: --data]")
+]
+Adapts = Annotated[bool, typer.Option(help="Adapt the base to the task first (section 2.2).")]
+AdaptHistories = Annotated[bool, typer.Option(help="Use held-out users' histories as pairs, too.")]
+AdaptPairs = Annotated[
+    int | None, typer.Option("--adapt-pairs", min=1, help="Pairs to adapt on, drawn at random. [default: all]")
+]
+AdaptK = Annotated[
+    int | None,
+    typer.Option(
+        "--adapt-k",
+        min=1,
+        help="One retrieval base and one profile base for all k, adapted with so many retrieved items. [default: a "
+        "base for each k]",
+    ),
+]
+AdaptEpochs = Annotated[int | None, typer.Option("--adapt-epochs", min=1, help="[default: the base's]")]
+Bases = Annotated[
+    Path | None,
+    typer.Option(
+        "--bases",
+        help="Folder of another run or a study, or a store: bases that it adapted on the same are taken over.",
+    ),
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start anew; remove what an earlier run left.")]
+
+
 def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command()(experiment)
 
 
 def experiment(
-    task: Annotated[
-        str,
-        typer.Option(
-            "--task",
-            help="A task's name (`oppu tasks`), its LaMP id, or a TOML file of one's own; several with commas, or all.",
-        ),
-    ],
-    data: Annotated[
-        Path,
-        typer.Option("--data", help="Folder or file with the users' histories; with several tasks a folder for each."),
-    ],
-    out: Annotated[Path, typer.Option("--out", help="Folder for tables, predictions, report, bases and modules.")],
-    methods: Annotated[
-        str,
-        typer.Option(
-            "--methods",
-            help="Some of base, random, rag, oppu, oppu+rag, separated by commas; with --profiles also pag, pag+rag, "
-            "oppu+pag, oppu+pag+rag. `all`: the thirteen columns of Table 1; profiles are made where none are given.",
-        ),
-    ] = "base,random,rag,oppu,oppu+rag",
-    k: Annotated[
-        str | None,
-        typer.Option("--k", help="Numbers of retrieved items, separated by commas. [default: 1; with all Table 1's]"),
-    ] = None,
+    task: TaskNames,
+    data: DataFolder,
+    out: OutFolder,
+    methods: Methods = "base,random,rag,oppu,oppu+rag",
+    k: Numbers = None,
     retriever: RetrieverName = "bm25",
-    users: Annotated[
-        int | None,
-        typer.Option("--users", min=1, help="Of those asked, the users with the longest histories. [default: all]"),
-    ] = None,
-    develop: Annotated[
-        int | None,
-        typer.Option(
-            "--develop",
-            min=1,
-            help="To choose settings: ask so many held-out users, adapt on the others, and leave the test users alone.",
-        ),
-    ] = None,
+    users: UsersAsked = None,
+    develop: Develop = None,
     profiles: Profiles = None,
-    store: Annotated[
-        str | None, typer.Option("--store", help="Where `oppu profile` put the profiles, for --profiles store.")
-    ] = None,
+    store: ProfileStore = None,
     files: Files = None,
-    profile_steps: Annotated[
-        int | None,
-        typer.Option(
-            "--profile-steps",
-            min=1,
-            help="Of profiles that a model writes for `all`: so many along a history. [default: 4]",
-        ),
-    ] = None,
-    profile_newest: Annotated[
-        int | None,
-        typer.Option("--profile-newest", min=1, help="Of the same: each tells of the newest so many items."),
-    ] = None,
-    profile_tokens: Annotated[
-        int | None, typer.Option("--profile-tokens", min=8, help="Of the same: their length limit. [default: 160]")
-    ] = None,
+    profile_steps: ProfileSteps = None,
+    profile_newest: ProfileNewest = None,
+    profile_tokens: ProfileTokens = None,
     seed: Seed = 0,
-    seeds: Annotated[
-        str | None, typer.Option("--seeds", metavar="A,B,...", help="In place of --seed: a run for each of several.")
-    ] = None,
+    seeds: Seeds = None,
     base: BaseName = EMBEDDED,
-    base_data: Annotated[
-        Path | None, typer.Option("--base-data", help="Data whose held-out users adapt the base. [default: --data]")
-    ] = None,
-    adapt: Annotated[bool, typer.Option(help="Adapt the base to the task first (section 2.2).")] = True,
-    adapt_histories: Annotated[bool, typer.Option(help="Use held-out users' histories as pairs, too.")] = True,
-    adapt_pairs: Annotated[
-        int | None, typer.Option("--adapt-pairs", min=1, help="Pairs to adapt on, drawn at random. [default: all]")
-    ] = None,
-    adapt_k: Annotated[
-        int | None,
-        typer.Option(
-            "--adapt-k",
-            min=1,
-            help="One retrieval base and one profile base for all k, adapted with so many retrieved items. [default: a "
-            "base for each k]",
-        ),
-    ] = None,
-    adapt_epochs: Annotated[int | None, typer.Option("--adapt-epochs", min=1, help="[default: the base's]")] = None,
-    bases: Annotated[
-        Path | None,
-        typer.Option(
-            "--bases",
-            help="Folder of another run or a study, or a store: bases that it adapted on the same are taken over.",
-        ),
-    ] = None,
+    base_data: BaseData = None,
+    adapt: Adapts = True,
+    adapt_histories: AdaptHistories = True,
+    adapt_pairs: AdaptPairs = None,
+    adapt_k: AdaptK = None,
+    adapt_epochs: AdaptEpochs = None,
+    bases: Bases = None,
     newest: Newest = None,
     epochs: Epochs = None,
     learning_rate: LearningRate = None,
@@ -159,7 +181,7 @@ def experiment(
     device: Device = "auto",
     dtype: Dtype = "auto",
     quantize: Quantize = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew; remove what an earlier run left.")] = False,
+    fresh: Fresh = False,
 ) -> None:
     """Compare methods on the same users and write table, predictions and report to one folder.
 
@@ -211,7 +233,7 @@ def experiment(
             "--profile-newest": profile_newest,
             "--profile-tokens": profile_tokens,
         }
-        refuse_given(of_profiles, "no model writes profiles in this run", "leave it out, or see `oppu profile`")
+        refuse_given(of_profiles, "no model writes profiles in this run", "see `oppu profile`")
     along = Along(profile_steps or WHOLE.steps, profile_newest)
     inputs = _inputs(planned, develop, profiles_of, own_profiles=own_profiles)
     runs = []

@@ -7,9 +7,7 @@ minute before. Bases and modules lie in the run's own store, so that the answers
 
 import json
 import logging
-import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +22,8 @@ from oppu.evaluate.baselines import baselines
 from oppu.evaluate.circumstances import versions
 from oppu.evaluate.design import Experiment, cell_fingerprint, fingerprint_without, run_fingerprint
 from oppu.evaluate.reports.report import write_report
-from oppu.evaluate.results import RESULTS_FILE, TASK_FILE, Cell, Prediction, read_cells, write_cell, write_results
-from oppu.evaluate.under_way import FOLDER as UNDER_WAY
+from oppu.evaluate.results import Cell, Prediction, read_cells, write_cell, write_results
+from oppu.evaluate.run_folder import prepare, record_for
 from oppu.evaluate.under_way import UnderWay, forget
 from oppu.examples import PLAIN, Setting
 from oppu.model.base import Base, load_base
@@ -36,12 +34,9 @@ from oppu.personalize import Plan, base_of, longest_histories, personalize
 from oppu.profiles.timeline import WHOLE
 from oppu.records import Dataset, User, UserProfile
 from oppu.store import Store
-from oppu.store.files import make_folders, os_errors, write_atomically
 from oppu.train import Machine
 
 _LOG = logging.getLogger("oppu.evaluate")
-_RECORD = "run.json"
-"""Says in a folder that a run works there, and with what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +73,7 @@ def run(
     """
     experiment = _settled(experiment, device)
     checked = _checked(experiment, dataset, out, profiles, fresh, bases)
-    _prepare(out, checked.record, fresh, checked.is_outdated)
+    prepare(out, checked.record, fresh, checked.is_outdated)
     if checked.without_profile:
         who = f"{checked.without_profile} of {len(checked.users)} users"
         _LOG.warning("%s have no profile; their prompts show none", who)
@@ -178,7 +173,7 @@ def _checked(
         for column, m in methods.items()
     }
     modules = fingerprint if any(m.personal for m in methods.values()) else None
-    record = _record(out, without_modules, modules, fresh)
+    record = record_for(out, without_modules, modules, fresh)
     kept = {(cell.method, cell.k): cell for cell in (() if fresh else read_cells(out))}
     finished = {column: cell for column, cell in kept.items() if wanted.get(column) == cell.fingerprint}
     is_outdated = any(column in wanted and column not in finished for column in kept)
@@ -362,55 +357,6 @@ def _are_profiles_usual(experiment: Experiment) -> bool:
     """Whether the run's own profiles are counted, or written as `oppu profile` writes them unless told otherwise."""
     usual = (experiment.own_profiles, experiment.profile_tokens) == (WHOLE, ANSWER_TOKENS)
     return usual or is_counted(experiment.task)
-
-
-def _record(out: Path, fingerprint: str, modules: str | None, fresh: bool) -> Mapping[str, Any]:
-    """What the folder's record is to say; ConfigError for another run's: its cells are not taken for this one's.
-
-    `modules`: the fingerprint with the settings of modules; None where there are none, so that they may change.
-    """
-    with os_errors(out):
-        there = _recorded(out)
-    if fresh:
-        there = {}
-    if there.get("fingerprint", fingerprint) != fingerprint or modules not in (None, there.get("modules", modules)):
-        raise ConfigError(
-            "holds another run: its data, users, base or settings differ",
-            where=str(out),
-            fix="use --fresh to start anew, or another --out",
-        )
-    return there | {"fingerprint": fingerprint} | ({"modules": modules} if modules is not None else {})
-
-
-def _recorded(out: Path) -> dict[str, Any]:
-    """What the record says of the run in the folder; empty: there is none. ConfigError where other things lie there.
-
-    A run writes the record before all else, so a folder with files and without one is no run's.
-    """
-    record = out / _RECORD
-    if record.is_file():
-        with suppress(ValueError, TypeError):
-            there = dict(json.loads(record.read_bytes()))
-            if "fingerprint" in there:
-                return there
-    if out.exists() and any(not file.match(f".{_RECORD}.*.tmp") for file in out.iterdir()):
-        raise ConfigError("holds something else than an experiment", where=str(out), fix="use another --out")
-    return {}
-
-
-def _prepare(out: Path, record: Mapping[str, Any], fresh: bool, is_outdated: bool) -> None:
-    """Make the run's folder, without what an earlier run left if `fresh`; without its results if they are outdated."""
-    with os_errors(out):
-        if fresh:
-            for part in ("cells", "predictions", "store", UNDER_WAY):
-                if (out / part).exists():
-                    shutil.rmtree(out / part)
-            (out / TASK_FILE).unlink(missing_ok=True)
-        if fresh or is_outdated:  # else an interrupted run would look finished, with old and new cells in its table
-            for file in (RESULTS_FILE, "report.html"):
-                (out / file).unlink(missing_ok=True)
-        make_folders(out)
-    write_atomically(out / _RECORD, json.dumps(record).encode())
 
 
 def _config(experiment: Experiment, command: str, profiles: Mapping[str, UserProfile] | None) -> Mapping[str, Any]:
