@@ -354,7 +354,7 @@ def test_a_fresh_start_that_was_killed_while_it_removed_the_old_run_is_gone_on_w
 ) -> None:
     changed = replace(wanted, methods=("base",), adapt=None, seed=1)
     with monkeypatch.context() as patched:
-        patched.setattr(module, "make_folders", lambda _: pytest.fail("killed"))
+        patched.setattr("oppu.evaluate.run_folder.make_folders", lambda _: pytest.fail("killed"))
         with pytest.raises(pytest.fail.Exception):
             run(changed, dataset, out, fresh=True)
     run(changed, dataset, out, fresh=True)
