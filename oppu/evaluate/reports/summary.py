@@ -40,7 +40,7 @@ def rounded(value: float) -> float:
     """
     if not math.isfinite(value):
         return value
-    return float(Decimal(repr(round(value, 9))).quantize(_LAST, ROUND_HALF_UP)) + 0.0
+    return float(Decimal(repr(round(float(value), 9))).quantize(_LAST, ROUND_HALF_UP)) + 0.0  # numpy reads otherwise
 
 
 def number(value: float) -> str:
