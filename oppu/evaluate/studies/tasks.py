@@ -181,8 +181,6 @@ def _people(trials: Sequence[Trial], wanted: int) -> list[_Person]:
     found = [person for person in found if all(part.history for part in person.parts)]
     found.sort(key=lambda person: (-sum(len(part.history) for part in person.parts), person.id))
     found = found[:wanted]
-    if len(found) == wanted:
-        return [_without_asked(trials, person) for person in found]
     # open_trial gives the longest histories first
     rest = [[user for user in each.values() if user.id not in common] for each in users]
     pairs = [_Person("+".join(part.id for part in parts), parts, is_real=False) for parts in zip(*rest, strict=False)]
