@@ -6,10 +6,9 @@ memory is its own; the losses that they see are compared.
 - peer: transformers + PEFT, tuned fairly, and published: as in the paper's published code (`one_by_one.py`).
 - oppu: all users at once.
 
-Distinct tokens are those of a user's batch with shared beginnings counted once; a LoRA step needs four floating point
-operations for each of them and each parameter that is in no embedding and no head (the last feedforward's are counted
-for all tokens, though oppu runs it for those that predict an answer alone). The machine's rate is that of the
-base's own matrix products, forward and backward, in the best of two ways to use the cores, measured in oppu's process.
+Distinct tokens are those of a user's batch with shared beginnings counted once, and the operations are what a step on
+these needs (`operations.py`), whatever else a side computes. The machine's rate is that of the base's own matrix
+products, forward and backward, in the best of two ways to use the cores, measured in oppu's process.
 
 All sides are on the same device in the same precision: a GPU in bfloat16 where there is one (`--device`, `--dtype`),
 with modules in float32; peak memory is then the device's. `--base random:llama-2-7b` is a model of that shape with
@@ -42,11 +41,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedModel
 from transformers.utils import logging
 
 from one_by_one import Losses, peft_model, published_loss, train_one_by_one, tuned_loss
+from operations import machine_rate, needed, wait
 from oppu.data import read_dataset
 from oppu.errors import ConfigError
 from oppu.examples import Setting, training_examples
@@ -54,11 +53,8 @@ from oppu.model.bank import Bank, user_seed
 from oppu.model.base import Base, load_base, make_base
 from oppu.model.devices import AUTO, find_device, find_dtype
 from oppu.model.embedded import EMBEDDED, embedded_folder
-from oppu.model.memory import useful_tokens
 from oppu.model.module import Module
-from oppu.model.packing import pack
 from oppu.model.tokens import encode
-from oppu.model.workers import workers_for
 from oppu.personalize import longest_histories
 from oppu.recipes import recipe_for
 from oppu.tasks import LAMP_TASKS, find_task
@@ -165,40 +161,6 @@ def first_modules(base: Base, jobs: Sequence[Job], config: TrainConfig) -> dict[
     return starts
 
 
-def distinct_tokens(jobs: list[Job], config: TrainConfig) -> int:
-    """Tokens of all batches, shared beginnings counted once in each."""
-    batches = [batch for job in jobs for batch in batches_of(job, config)]
-    return sum(len(pack([e.tokens[:-1] for e in batch])) for batch in batches)
-
-
-def machine_rate(base: Base, seconds: float = 2.0) -> float:
-    """GFLOP/s of the base's own linear layers on [tokens of a pass, in], forward and backward.
-
-    The best of two ways: each product spread over all cores, or a product on each core.
-    """
-    weights = [m.weight for name, m in base.model.named_modules() if isinstance(m, nn.Linear) and "lm_head" not in name]
-
-    @torch.inference_mode()
-    def multiply(rows: int) -> float:
-        inputs = {w.shape[1]: torch.randn(rows, w.shape[1]).to(w) for w in weights}
-        outputs = {w.shape[0]: torch.randn(rows, w.shape[0]).to(w) for w in weights}
-        wait(base.device)
-        done, started = 0.0, time.perf_counter()
-        while time.perf_counter() - started < seconds:
-            for weight in weights:
-                inputs[weight.shape[1]] @ weight.T
-                outputs[weight.shape[0]] @ weight
-                done += 4 * rows * weight.numel()
-            wait(base.device)
-        return done / (time.perf_counter() - started) / 1e9
-
-    with workers_for(base.device) as workers:
-        tokens = useful_tokens(base.device, workers.count)
-        multiply(tokens)
-        rates = [multiply(tokens), sum(workers.map(multiply, [tokens // workers.count] * workers.count))]
-    return max(rates)
-
-
 def measure(side: str, case: Case) -> dict[str, Any]:
     """One side's figures, in this process."""
     logging.disable_progress_bar()
@@ -207,9 +169,7 @@ def measure(side: str, case: Case) -> dict[str, Any]:
     jobs = jobs_of(case, base)
     examples = case.epochs * sum(len(job.examples) for job in jobs)
     tokens = case.epochs * sum(len(e.tokens) for job in jobs for e in job.examples)
-    distinct = distinct_tokens(jobs, config)
-    sizes = {name: p.numel() for name, p in base.model.named_parameters()}
-    parameters = sum(size for name, size in sizes.items() if "embed" not in name and "lm_head" not in name)
+    distinct, operations = needed(base, [batch for job in jobs for batch in batches_of(job, config)])
     run: Callable[[Sequence[Job], TrainConfig], Losses]
     if side == "oppu":
         run = partial(train_together, base)
@@ -230,7 +190,7 @@ def measure(side: str, case: Case) -> dict[str, Any]:
         "examples_per_s": examples / seconds,
         "tokens_per_s": tokens / seconds,
         "distinct_tokens_per_s": distinct / seconds,
-        "gflops": 4 * parameters * distinct / seconds / 1e9,
+        "gflops": operations / seconds / 1e9,
         "peak_memory_mib": peak_memory_mib(device),
         "losses": losses,
         **({"machine_gflops": machine_rate(base)} if side == "oppu" else {}),
@@ -247,12 +207,6 @@ def best_of(repeats: int, device: torch.device, run: Callable[[], Losses]) -> tu
         wait(device)
         seconds.append(time.perf_counter() - started)
     return losses, min(seconds)
-
-
-def wait(device: torch.device) -> None:
-    """Until a GPU has done what it was told."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def forget_peak(device: torch.device) -> None:

@@ -21,6 +21,7 @@ from oppu.model.bank import Bank
 from oppu.model.base import make_base
 from oppu.model.kinds import LoraConfig
 from oppu.model.module import Module, write_module
+from oppu.model.tokens import Encoded
 from oppu.model.workers import Workers
 from oppu.predict import Question
 from oppu.records import Example, HistoryItem, Query, User
@@ -61,6 +62,11 @@ def training(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture
+def operations(monkeypatch: pytest.MonkeyPatch) -> Any:
+    return program("operations", monkeypatch)
+
+
+@pytest.fixture
 def generation(monkeypatch: pytest.MonkeyPatch) -> Any:
     return program("generation", monkeypatch)
 
@@ -81,7 +87,7 @@ def test_all_sides_of_the_training_benchmark_see_the_same_losses(
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_the_machines_rate_is_that_of_passes_for_the_workers_there_are(
-    training: Any, monkeypatch: pytest.MonkeyPatch, count: int
+    operations: Any, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     """An accelerator has one worker, however many threads the CPU has."""
     asked: list[int] = []
@@ -90,10 +96,24 @@ def test_the_machines_rate_is_that_of_passes_for_the_workers_there_are(
     def workers(device: torch.device) -> Iterator[Workers]:
         yield Workers(count, 5, None)
 
-    monkeypatch.setattr(training, "workers_for", workers)
-    monkeypatch.setattr(training, "useful_tokens", lambda device, number: asked.append(number) or 12 * number)
-    assert training.machine_rate(make_base("tiny", tiny_model(), tiny_tokenizer())) > 0
+    monkeypatch.setattr(operations, "workers_for", workers)
+    monkeypatch.setattr(operations, "useful_tokens", lambda device, number: asked.append(number) or 12 * number)
+    assert operations.machine_rate(make_base("tiny", tiny_model(), tiny_tokenizer()), 0.05) > 0
     assert asked == [count]
+
+
+def test_a_step_needs_each_distinct_token_once_and_head_and_last_feedforward_for_answers_alone(operations: Any) -> None:
+    model = tiny_model()
+    config = model.config
+    batch = [Encoded((5, 6, 7, 8, 9, 1), 4), Encoded((5, 6, 7, 8, 4), 4)]
+    # 5 6 7 8 stand once, then 9; seen: 1 + 2 + 3 + 4 + 5; an answer comes after 8 in both, and after 9
+    layer = sum(parameter.numel() for parameter in model.model.layers[0].parameters())
+    feedforward = 3 * config.hidden_size * config.intermediate_size
+    layers = 5 * config.num_hidden_layers * layer - 3 * feedforward
+    attention = config.num_hidden_layers * config.hidden_size * 15
+    head = 2 * config.vocab_size * config.hidden_size
+    expected = 4 * (layers + head) + 12 * attention
+    assert operations.needed(make_base("tiny", model, tiny_tokenizer()), [batch]) == (5, expected)
 
 
 def test_company_that_is_no_multiple_of_the_users_is_refused(training: Any, monkeypatch: pytest.MonkeyPatch) -> None:

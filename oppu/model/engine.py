@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from oppu.model.bank import Bank
 from oppu.model.base import Base
 from oppu.model.forward import SlotRow, answer_log_probs, passes, rows_of
+from oppu.model.packing import common_prefix
 from oppu.model.tokens import Encoded
 from oppu.model.trunk import Trunk
 from oppu.model.workers import Workers
@@ -22,6 +23,14 @@ class Progress:
     tokens: int
     """Distinct tokens, as packed."""
     examples: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Examples of a slot's batch that are computed in one place."""
+
+    slot: int
+    examples: Sequence[Encoded]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,79 +52,93 @@ class Engine:
         Slots without a batch hold nobody: they may take copies of the others' modules.
         """
         self.bank.zero_grad()
-        copies = self._copies(batches, ())
-        losses = self._losses(batches, copies, learn=True)
-        for copy, slot in copies.items():
-            self.bank.grads[slot] += self.bank.grads[copy]
+        parts = self._divided(batches, ())
+        losses = self._losses(parts, learn=True)
+        for place, part in parts.items():
+            if place != part.slot:
+                self.bank.grads[part.slot] += self.bank.grads[place]
         return losses
 
     def losses(self, batches: Mapping[int, Sequence[Encoded]], others: Collection[int]) -> dict[int, float]:
         """The losses alone: no gradients, no dropout. `others`: slots of users who have no batch, but a module."""
-        return self._losses(batches, self._copies(batches, others), learn=False)
+        return self._losses(self._divided(batches, others), learn=False)
 
     @property
     def _longest_row(self) -> int:
         """Twice a worker's share of the tokens: the more a row holds, the less often a shared beginning is computed."""
         return min(self.tokens, 2 * max(1, self.tokens // self.workers.count))
 
-    def _losses(
-        self, batches: Mapping[int, Sequence[Encoded]], copies: Mapping[int, int], *, learn: bool
-    ) -> dict[int, float]:
-        """Each slot's mean loss; `copies`: copy -> slot. `learn`: adds to the gradients, a copy's to its own line."""
-        counts = {slot: sum(e.answer_tokens for e in batch) for slot, batch in batches.items()}
-        owner = {slot: slot for slot in batches} | dict(copies)
-        rows: dict[int, list[SlotRow]] = {}
-        for slot, examples in batches.items():
-            batch = [example.after_virtual(self.bank.config.virtual_tokens) for example in examples]
-            places = [slot, *(copy for copy, of in copies.items() if of == slot)]
-            for place, part in zip(places, _parts(batch, len(places)), strict=False):
-                rows[place] = list(rows_of(place, part, self._longest_row))
-        losses = dict.fromkeys(batches, 0.0)
+    def _losses(self, parts: Mapping[int, _Part], *, learn: bool) -> dict[int, float]:
+        """Each slot's mean loss; `parts`: by place. `learn`: adds to the gradients of each place."""
+        counts: dict[int, int] = {}
+        for part in parts.values():
+            counts[part.slot] = counts.get(part.slot, 0) + sum(example.answer_tokens for example in part.examples)
+        virtual = self.bank.config.virtual_tokens
+        rows = {
+            place: list(rows_of(place, [e.after_virtual(virtual) for e in part.examples], self._longest_row))
+            for place, part in parts.items()
+        }
+        owner = {place: part.slot for place, part in parts.items()}
+        losses = dict.fromkeys(counts, 0.0)
         for found in self.workers.map(lambda share: self._run(share, owner, counts, learn), self._shares(rows)):
             for slot, loss in found.items():
                 losses[slot] += loss
         return losses
 
-    def _copies(self, batches: Mapping[int, Sequence[Encoded]], others: Collection[int]) -> dict[int, int]:
-        """Spare slots that take copies of modules and share their batches, so that no worker waits long: copy -> slot.
+    def _divided(self, batches: Mapping[int, Sequence[Encoded]], others: Collection[int]) -> dict[int, _Part]:
+        """Where each batch is computed: in its slot, and parts of it in spare slots, which take copies of the module.
 
-        The slot whose part is the largest is divided, for as long as that helps.
+        The longest part is divided for as long as that shortens the busiest worker's share. By place, in order.
         """
-        if self.bank.config.dropout or self.workers.count == 1:  # a random stream cannot be shared
-            return {}
         spare = [slot for slot in range(self.bank.slots) if slot not in batches and slot not in others]
-        lengths = {slot: sum(len(example.tokens) for example in batch) for slot, batch in batches.items()}
-        parts = dict.fromkeys(batches, 1)
+        if self.bank.config.dropout or self.workers.count == 1:  # a random stream cannot be shared
+            spare = []
+        parts: dict[int, list[Sequence[Encoded]]] = {slot: [batch] for slot, batch in batches.items()}
+        sizes = {slot: [_distinct(batch)] for slot, batch in batches.items()} if spare else {}
+        enough = _WORTH_DIVIDING * sum(size for (size,) in sizes.values())
         for _ in spare:
-            largest = max(parts, key=lambda slot: lengths[slot] / parts[slot])
-            divided = {**parts, largest: parts[largest] + 1}
-            gain = self._waiting(lengths, parts) - self._waiting(lengths, divided)
-            if parts[largest] == len(batches[largest]) or gain < _WORTH_DIVIDING * sum(lengths.values()):
+            longest = max(sizes, key=lambda slot: max(sizes[slot]))
+            finer = _cut(batches[longest], len(parts[longest]) + 1)
+            divided = {**sizes, longest: [_distinct(part) for part in finer]}
+            if len(finer) == len(parts[longest]) or self._waiting(sizes) - self._waiting(divided) < enough:
                 break
-            parts = divided
-        owners = [slot for slot, count in parts.items() for _ in range(count - 1)]
-        copies = dict(zip(spare, owners, strict=False))
-        for copy, slot in copies.items():
-            self.bank.copy(slot, copy)
-        return copies
+            parts[longest], sizes = finer, divided
+        places = {slot: _Part(slot, listed[0]) for slot, listed in parts.items()}
+        copies = (_Part(slot, part) for slot, listed in parts.items() for part in listed[1:])
+        for place, part in zip(spare, copies, strict=False):
+            self.bank.copy(part.slot, place)
+            places[place] = part
+        return places
 
-    def _waiting(self, lengths: Mapping[int, int], parts: Mapping[int, int]) -> float:
-        """The tokens of the worker that has the most, when each slot's are cut into so many parts."""
-        loads = [0.0] * self.workers.count
-        sizes = [lengths[slot] / count for slot, count in parts.items() for _ in range(count)]
-        for size in sorted(sizes, reverse=True):
+    def _waiting(self, sizes: Mapping[int, Sequence[int]]) -> int:
+        """The tokens of the worker that has the most, where each slot has parts of such sizes."""
+        loads = [0] * self.workers.count
+        for size in sorted((size for listed in sizes.values() for size in listed), reverse=True):
             loads[loads.index(min(loads))] += size
         return max(loads)
 
     def _shares(self, rows: Mapping[int, list[SlotRow]]) -> list[list[SlotRow]]:
-        """Rows for each worker, about equally many tokens; a slot's rows stay together and in order."""
-        shares: list[list[SlotRow]] = [[] for _ in range(min(self.workers.count, len(rows)))]
-        sizes = [0] * len(shares)
+        """Rows that a worker runs in turn, whole slots in order; the workers take the longest shares first.
+
+        Several shares for each worker, where there are passes enough, so that the one that is ahead takes more of them.
+        """
+        if self.workers.count == 1:
+            return [[row for listed in rows.values() for row in listed]]
+        total = sum(map(_tokens, rows.values()))
+        rounds = math.ceil(total / self.tokens)
+        limit = math.ceil(total / (rounds * self.workers.count))
+        shares: list[list[SlotRow]] = []
+        room: list[int] = []  # what is left of each share's last pass
         for listed in sorted(rows.values(), key=lambda listed: -_tokens(listed)):
-            smallest = sizes.index(min(sizes))
-            shares[smallest] += listed
-            sizes[smallest] += _tokens(listed)
-        return shares
+            needed = _tokens(listed)
+            place = next((index for index, left in enumerate(room) if left >= needed), None)
+            if place is None:
+                shares.append(list(listed))
+                room.append(limit - _tokens(list(passes(listed, limit))[-1]))
+            else:
+                shares[place] += listed
+                room[place] -= needed
+        return sorted(shares, key=_tokens, reverse=True)
 
     def _run(
         self, share: list[SlotRow], owner: Mapping[int, int], counts: Mapping[int, int], learn: bool
@@ -145,9 +168,25 @@ def _tokens(rows: Sequence[SlotRow]) -> int:
     return sum(len(row.row) for row in rows)
 
 
-def _parts(batch: Sequence[Encoded], count: int) -> Iterator[list[Encoded]]:
-    """A batch in at most `count` parts of about equally many examples, shared prefixes kept together."""
+def _distinct(examples: Sequence[Encoded]) -> int:
+    """Their tokens, shared beginnings counted once."""
+    return sum(_own(sorted(example.tokens for example in examples)))
+
+
+def _own(sequences: Sequence[Sequence[int]]) -> list[int]:
+    """Of sequences in order, the tokens of each that it does not share with the one before."""
+    shared = [0, *map(common_prefix, sequences, sequences[1:])]
+    return [len(sequence) - common for sequence, common in zip(sequences, shared, strict=False)]
+
+
+def _cut(batch: Sequence[Encoded], count: int) -> list[Sequence[Encoded]]:
+    """A batch in at most `count` parts of about equally many tokens, shared beginnings kept together."""
     ordered = sorted(batch, key=lambda e: e.tokens)
-    size = math.ceil(len(ordered) / count)
-    for start in range(0, len(ordered), size):
-        yield ordered[start : start + size]
+    own = _own([example.tokens for example in ordered])
+    parts: list[list[Encoded]] = [[] for _ in range(count)]
+    before = 0
+    for example, size in zip(ordered, own, strict=True):
+        middle = before + size / 2
+        parts[min(int(count * middle / sum(own)), count - 1)].append(example)
+        before += size
+    return [part for part in parts if part]
