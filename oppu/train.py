@@ -23,7 +23,7 @@ from oppu.model.checkpoint import Checkpoint
 from oppu.model.engine import Engine, Progress
 from oppu.model.kinds import LoraConfig, ModuleConfig
 from oppu.model.layers import on_top_layers
-from oppu.model.memory import free_bytes, slots_that_fit, tokens_that_fit
+from oppu.model.memory import free_bytes, slots_that_fit, tokens_held, tokens_that_fit
 from oppu.model.module import Module
 from oppu.model.quantize import check_mergeable
 from oppu.model.tokens import Encoded
@@ -85,7 +85,8 @@ class Machine:
     """Users trained at a time; None: as many as fill a pass and fit into the memory there is."""
     tokens_per_pass: int | None = None
     """Tokens under way at a time, over all cores; memory grows with it. A row of packed examples may have two cores'
-    shares, and one example more. None: as many as are useful and fit into the memory there is."""
+    shares; where one is longer, because an example is, others wait. None: as many as are useful and fit into the memory
+    there is."""
     memory_share: float = 1.0
     """Of the free memory that this process may plan with: less where others of its kind share the machine."""
     trunk_bytes: int = 4 << 30
@@ -211,12 +212,12 @@ def train(
         shape = config.module_for(base)
         kind = shape.lay_out(base.model)
         memory = int(machine.memory_share * free_bytes(base.device))
-        tokens = machine.tokens_per_pass or tokens_that_fit(base.model, shape, workers.count, memory)
+        tokens, held = _tokens_for(base, shape, machine, workers.count, memory)
         slots = machine.slots or slots_that_fit(base.device, kind.size, tokens, memory)
         free = list(range(slots))[::-1]
         bank = Bank(base.model, shape, slots + workers.count, kind=kind)
         with trunk_below(base, kind.target_names(), machine.trunk_bytes, machine.trunk_folder) as trunk, bank.attach():
-            engine = Engine(base, bank, workers, tokens, trunk, on_progress)
+            engine = Engine(base, bank, workers, tokens, held, trunk, on_progress)
             while True:
                 while free and (job := next(waiting, None)) is not None:
                     if isinstance(job, Job):
@@ -295,6 +296,15 @@ def _seat(bank: Bank, slot: int, job: Job, config: TrainConfig) -> _Learner:
     if job.begun is not None:
         learner.go_on(bank, job.begun)
     return learner
+
+
+def _tokens_for(base: Base, shape: ModuleConfig, machine: Machine, workers: int, memory: int) -> tuple[int, int]:
+    """Tokens under way at a time, and the most that passes may hold together where rows are longer than planned."""
+    if machine.tokens_per_pass is not None:
+        return machine.tokens_per_pass, machine.tokens_per_pass * min(2, workers)
+    held = tokens_held(base.model, shape, memory)
+    tokens = tokens_that_fit(held, base.device, workers)
+    return tokens, max(held, tokens)
 
 
 def _held_out(count: int, config: TrainConfig) -> int:

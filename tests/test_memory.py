@@ -12,7 +12,7 @@ from oppu.model.base import Base
 from oppu.model.engine import Engine
 from oppu.model.forward import answer_log_probs, rows_of
 from oppu.model.kinds import KINDS, LoraConfig, default_config
-from oppu.model.memory import bytes_per_token, free_bytes, slots_that_fit, tokens_that_fit, useful_tokens
+from oppu.model.memory import bytes_per_token, free_bytes, slots_that_fit, tokens_held, tokens_that_fit, useful_tokens
 from oppu.model.tokens import Encoded
 from oppu.model.workers import Workers
 from oppu.train import Job, Machine, TrainConfig, train
@@ -46,10 +46,11 @@ def test_every_kind_can_be_measured(base: Base, kind: str) -> None:
 
 def test_less_memory_gives_fewer_tokens_and_users_and_never_none(base: Base) -> None:
     each = bytes_per_token(base.model, LoraConfig())
-    assert tokens_that_fit(base.model, LoraConfig(), 2, free=10**12) == useful_tokens(CPU, 2) == 1024
-    assert tokens_that_fit(base.model, LoraConfig(), 1, free=each * 400) == 200
-    assert tokens_that_fit(base.model, LoraConfig(), 2, free=each * 400) == 100  # a row may have two shares
-    assert tokens_that_fit(base.model, LoraConfig(), 2, free=0) == 64
+    assert tokens_held(base.model, LoraConfig(), free=each * 400) == 200
+    assert tokens_that_fit(10**9, CPU, 2) == useful_tokens(CPU, 2) == 1024
+    assert tokens_that_fit(200, CPU, 1) == 200
+    assert tokens_that_fit(200, CPU, 2) == 100  # a row may have two shares
+    assert tokens_that_fit(0, CPU, 2) == 64
     assert slots_that_fit(CPU, 1000, 1024, free=10**12) == 16
     assert slots_that_fit(CPU, 1000, 32768, free=10**12) == 512
     assert slots_that_fit(CPU, 1000, 1024, free=160_000 * 5) == 5
@@ -66,7 +67,7 @@ def test_no_pass_is_longer_than_two_workers_shares(base: Base) -> None:
     for count in (1, 8):
         seen: list[int] = []
         engine = Engine(
-            base, bank, Workers(count, count, None), 1024, None, lambda news, to=seen: to.append(news.tokens)
+            base, bank, Workers(count, count, None), 1024, 2048, None, lambda news, to=seen: to.append(news.tokens)
         )
         with bank.attach():
             losses[count] = engine.backward({0: batch})
@@ -103,7 +104,7 @@ def test_a_process_plans_with_its_share_of_the_memory(base: Base, monkeypatch: p
         return 64
 
     monkeypatch.setattr("oppu.train.free_bytes", lambda device: 1000)
-    monkeypatch.setattr("oppu.train.tokens_that_fit", fitting)
+    monkeypatch.setattr("oppu.train.tokens_held", fitting)
     for machine in (Machine(), Machine(memory_share=0.25)):
         list(train(base, [Job("ann", toy_examples(2, seed=1))], TrainConfig(epochs=1), machine))
     assert planned == [1000, 250]

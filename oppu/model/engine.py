@@ -2,8 +2,11 @@
 
 import math
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 
@@ -25,6 +28,26 @@ class Progress:
     examples: int
 
 
+class _Room:
+    """The tokens that passes hold at a time: one that would exceed the limit waits until the others are done."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._held, self._changed = limit, 0, threading.Condition()
+
+    @contextmanager
+    def of(self, tokens: int) -> Iterator[None]:
+        """Hold so many, as soon as there is room or nobody else holds any."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._held or self._held + tokens <= self._limit)
+            self._held += tokens
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held -= tokens
+                self._changed.notify_all()
+
+
 @dataclass(frozen=True, slots=True)
 class _Part:
     """Examples of a slot's batch that are computed in one place."""
@@ -42,9 +65,16 @@ class Engine:
     workers: Workers
     tokens: int
     """Tokens under way at a time, a share for each worker; a long row may take two shares."""
+    held: int
+    """The most tokens of which the workers' passes may hold activations together, but that one may always run."""
     trunk: Trunk | None
     on_progress: Callable[[Progress], None]
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _room: _Room = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Make room."""
+        object.__setattr__(self, "_room", _Room(self.held))
 
     def backward(self, batches: Mapping[int, Sequence[Encoded]]) -> dict[int, float]:
         """Gradients of each slot's mean loss over its batch's answer tokens; returns the losses by slot.
@@ -88,7 +118,8 @@ class Engine:
     def _divided(self, batches: Mapping[int, Sequence[Encoded]], others: Collection[int]) -> dict[int, _Part]:
         """Where each batch is computed: in its slot, and parts of it in spare slots, which take copies of the module.
 
-        The longest part is divided for as long as that shortens the busiest worker's share. By place, in order.
+        The longest part is divided, again and again, and the division kept that shortens the busiest worker's share. By
+        place, in order.
         """
         spare = [slot for slot in range(self.bank.slots) if slot not in batches and slot not in others]
         if self.bank.config.dropout or self.workers.count == 1:  # a random stream cannot be shared
@@ -96,13 +127,18 @@ class Engine:
         parts: dict[int, list[Sequence[Encoded]]] = {slot: [batch] for slot, batch in batches.items()}
         sizes = {slot: [_distinct(batch)] for slot, batch in batches.items()} if spare else {}
         enough = _WORTH_DIVIDING * sum(size for (size,) in sizes.values())
-        for _ in spare:
-            longest = max(sizes, key=lambda slot: max(sizes[slot]))
-            finer = _cut(batches[longest], len(parts[longest]) + 1)
-            divided = {**sizes, longest: [_distinct(part) for part in finer]}
-            if len(finer) == len(parts[longest]) or self._waiting(sizes) - self._waiting(divided) < enough:
-                break
-            parts[longest], sizes = finer, divided
+        cost, tried, left = self._cost(sizes), dict(parts), len(spare)
+        whole: set[int] = set()
+        while candidates := sizes.keys() - whole:
+            longest = max(candidates, key=lambda slot: max(sizes[slot]))
+            finer = _cut_below(max(sizes[longest]), batches[longest])
+            if len(finer) - len(tried[longest]) > left or not finer:
+                whole.add(longest)
+                continue
+            left -= len(finer) - len(tried[longest])
+            tried[longest], sizes[longest] = finer, [_distinct(part) for part in finer]
+            if cost - self._cost(sizes) >= enough:
+                parts, cost = dict(tried), self._cost(sizes)
         places = {slot: _Part(slot, listed[0]) for slot, listed in parts.items()}
         copies = (_Part(slot, part) for slot, listed in parts.items() for part in listed[1:])
         for place, part in zip(spare, copies, strict=False):
@@ -110,12 +146,12 @@ class Engine:
             places[place] = part
         return places
 
-    def _waiting(self, sizes: Mapping[int, Sequence[int]]) -> int:
-        """The tokens of the worker that has the most, where each slot has parts of such sizes."""
+    def _cost(self, sizes: Mapping[int, Sequence[int]]) -> float:
+        """Of a step whose slots have parts of such sizes, in tokens: those of the busiest worker, and a bit of all."""
         loads = [0] * self.workers.count
         for size in sorted((size for listed in sizes.values() for size in listed), reverse=True):
             loads[loads.index(min(loads))] += size
-        return max(loads)
+        return max(loads) + _COST_OF_OTHERS * sum(loads) / len(loads)
 
     def _shares(self, rows: Mapping[int, list[SlotRow]]) -> list[list[SlotRow]]:
         """Rows that a worker runs in turn, whole slots in order; the workers take the longest shares first.
@@ -146,12 +182,12 @@ class Engine:
         """One worker's passes."""
         losses: dict[int, float] = {}
         for group in passes(share, self.tokens // self.workers.count):
-            with torch.set_grad_enabled(learn):  # of this thread
+            with self._room.of(_tokens(group)), torch.set_grad_enabled(learn):  # of this thread
                 found = answer_log_probs(self.base.model, group, self.trunk.body if self.trunk else None)
-            parts = found.split([row.answer_tokens for row in group])  # type: ignore[no-untyped-call]
-            means = torch.stack([-p.sum() / counts[owner[row.slot]] for row, p in zip(group, parts, strict=True)])
-            if learn:
-                means.sum().backward()  # type: ignore[no-untyped-call]
+                parts = found.split([row.answer_tokens for row in group])  # type: ignore[no-untyped-call]
+                means = torch.stack([-p.sum() / counts[owner[row.slot]] for row, p in zip(group, parts, strict=True)])
+                if learn:
+                    means.sum().backward()  # type: ignore[no-untyped-call]
             for row, mean in zip(group, means.tolist(), strict=True):  # an accelerator is waited for once
                 losses[owner[row.slot]] = losses.get(owner[row.slot], 0.0) + mean
             if learn:
@@ -161,7 +197,9 @@ class Engine:
 
 
 _WORTH_DIVIDING = 0.03
-"""Share of a step's tokens by which the busiest worker must get less; beginnings that parts share cost twice."""
+"""Share of a step's tokens that a division must save."""
+_COST_OF_OTHERS = 0.2
+"""Of a token that nobody waits for; beginnings that parts share are computed twice."""
 
 
 def _tokens(rows: Sequence[SlotRow]) -> int:
@@ -169,8 +207,8 @@ def _tokens(rows: Sequence[SlotRow]) -> int:
 
 
 def _distinct(examples: Sequence[Encoded]) -> int:
-    """Their tokens, shared beginnings counted once."""
-    return sum(_own(sorted(example.tokens for example in examples)))
+    """Their inputs' tokens, shared beginnings counted once."""
+    return sum(_own(sorted(example.tokens[:-1] for example in examples)))
 
 
 def _own(sequences: Sequence[Sequence[int]]) -> list[int]:
@@ -179,14 +217,28 @@ def _own(sequences: Sequence[Sequence[int]]) -> list[int]:
     return [len(sequence) - common for sequence, common in zip(sequences, shared, strict=False)]
 
 
-def _cut(batch: Sequence[Encoded], count: int) -> list[Sequence[Encoded]]:
-    """A batch in at most `count` parts of about equally many tokens, shared beginnings kept together."""
+def _cut_below(size: int, batch: Sequence[Encoded]) -> list[Sequence[Encoded]]:
+    """As few parts as have less than `size` tokens each, in order, of which the longest is as short as can be.
+
+    A beginning that two parts share counts in both. None where an example has so many by itself.
+    """
     ordered = sorted(batch, key=lambda e: e.tokens)
-    own = _own([example.tokens for example in ordered])
-    parts: list[list[Encoded]] = [[] for _ in range(count)]
-    before = 0
-    for example, size in zip(ordered, own, strict=True):
-        middle = before + size / 2
-        parts[min(int(count * middle / sum(own)), count - 1)].append(example)
-        before += size
-    return [part for part in parts if part]
+    sequences = [example.tokens[:-1] for example in ordered]
+    own = _own(sequences)
+
+    def within(limit: int) -> list[int]:
+        """Where the fewest parts of at most `limit` tokens begin."""
+        starts, total = [0], own[0]
+        for at in range(1, len(ordered)):
+            total += own[at]
+            if total > limit:
+                starts.append(at)
+                total = len(sequences[at])
+        return starts
+
+    limits = range(max(map(len, sequences)), size)
+    if not limits:
+        return []
+    count = len(within(limits[-1]))
+    starts = within(limits[bisect_left(limits, True, key=lambda limit: len(within(limit)) <= count)])
+    return [ordered[start:end] for start, end in pairwise([*starts, len(ordered)])]

@@ -33,14 +33,19 @@ def useful_tokens(device: torch.device, workers: int) -> int:
     return _USEFUL_TOKENS.get(device.type, _USEFUL_TOKENS["cuda"]) * workers
 
 
-def tokens_that_fit(model: PreTrainedModel, config: ModuleConfig, workers: int, free: int | None = None) -> int:
+def tokens_held(model: PreTrainedModel, config: ModuleConfig, free: int | None = None) -> int:
+    """Tokens whose activations fit into the part of the free memory that is theirs, between forward and backward."""
+    free = free_bytes(model.device) if free is None else free
+    return int(_SHARE_OF_ACTIVATIONS * free) // bytes_per_token(model, config)
+
+
+def tokens_that_fit(held: int, device: torch.device, workers: int) -> int:
     """Tokens under way at a time in training, over all workers: at least 64, at most what is useful.
 
-    Twice as many fit where there are several workers, for then each may have a row of two shares.
+    `held`: tokens whose activations fit, of which half are left where there are several workers, for then each may have
+    a row of two shares.
     """
-    free = free_bytes(model.device) if free is None else free
-    fitting = int(_SHARE_OF_ACTIVATIONS * free) // bytes_per_token(model, config) // min(2, workers)
-    return max(64, min(fitting, useful_tokens(model.device, workers)))
+    return max(64, min(held // min(2, workers), useful_tokens(device, workers)))
 
 
 def slots_that_fit(device: torch.device, parameters: int, tokens: int, free: int | None = None) -> int:

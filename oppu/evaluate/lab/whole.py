@@ -18,7 +18,7 @@ from oppu.model.checkpoint import Checkpoint
 from oppu.model.engine import Progress
 from oppu.model.forward import answer_log_probs, passes, rows_of
 from oppu.model.kinds import LoraConfig
-from oppu.model.memory import free_bytes, tokens_that_fit
+from oppu.model.memory import free_bytes, tokens_held, tokens_that_fit
 from oppu.model.quantize import check_mergeable
 from oppu.model.tokens import Encoded
 from oppu.train import Job, TrainConfig, batches_of, learning_rate_factor
@@ -90,7 +90,7 @@ def train_whole(
 def _tokens_that_fit(base: Base) -> int:
     """Of a pass, beside gradients and moments of all parameters; a layer whose weights learn keeps its inputs, too."""
     free = free_bytes(base.device) - 12 * sum(weight.numel() for weight in base.model.parameters())
-    return tokens_that_fit(base.model, LoraConfig(), 1, max(0, free) // 2)
+    return tokens_that_fit(tokens_held(base.model, LoraConfig(), max(0, free) // 2), base.device, 1)
 
 
 def _room_for_checkpoint(weights: Sequence[torch.nn.Parameter]) -> bool:
