@@ -112,7 +112,8 @@ class Browser:
                 case "Log.entryAdded", {"entry": {"level": "error" | "warning", "text": text}}:
                     seen.errors.append(str(text))
                 case "Network.requestWillBeSent", {"request": {"url": asked}} if asked.split("#")[0] != url:
-                    seen.requests.append(str(asked))
+                    if not asked.startswith("data:"):  # a picture that the page holds itself
+                        seen.requests.append(str(asked))
                 case _:
                     pass
         if whole:

@@ -11,19 +11,22 @@ from test_report import CONFIG, TASK, grid, sizes
 from test_studies import MADE, Settings, squares
 
 from oppu.evaluate.reports.joint import write_joint_report
+from oppu.evaluate.reports.panels import Panel
 from oppu.evaluate.reports.report import write_report
 from oppu.evaluate.study import Column, Outcome, Table, Workplace, run_study
 
 
 def _wide(settings: Settings, place: Workplace) -> Outcome:
-    """With as many columns as the study of efficiency, of numbers as long."""
+    """With as many columns as the study of efficiency, of numbers as long, and a heat map, which is a picture."""
     titles = (
         "Varied", "Task", "Users", "Slots", "Items", "Tokens", "Model tokens", "Packed tokens", "Seconds", "Least",
         "Greatest", "Per user", "CPU seconds", "Peak MiB", "of it training", "CUDA peak MiB",
     )  # fmt: skip
     row = ("users", "movie_tagging", 8, 4, 12.5, 11_804, 16_060, 11_911, *[104.25] * 5, 1_812.5, 903.5, None)
     columns = tuple(Column(title, title, 1 if place >= 8 else None) for place, title in enumerate(titles))
-    return replace(squares(settings, place), table=Table(columns, (row, row)))
+    made = squares(settings, place)
+    heat = Panel("Heat", lambda axes: axes.imshow([[0, 1], [1, 0]]))
+    return replace(made, table=Table(columns, (row, row)), panels=(*made.panels, heat))
 
 
 WIDE = replace(MADE, name="wide", run=_wide)

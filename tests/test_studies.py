@@ -330,6 +330,9 @@ def test_a_study_of_power_has_a_row_for_every_difference_and_number_of_questions
     assert named == {f"{name}-k0": experiment / "predictions" / f"{name}-k0.json" for name in ("oppu", "base")}
     pair = written["pairs"][0]
     assert (pair["users"], pair["queries_per_user"], pair["gain"]) == (10, 4, pytest.approx(0.125))
+    asked = ["--queries", "1,10", "--users", "5", "--out", tmp_path / "asked"]  # a run of this size is looked at, too
+    again = done("study", "power", "--run", experiment, "--differences", "0.05,0.2", *asked)
+    assert f"a power of {float(own['power_10_users']):.2f}" in " ".join(again.split())
 
 
 def test_a_study_of_power_leaves_the_run_as_it_is_and_gives_the_same_numbers_again(

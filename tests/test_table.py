@@ -473,6 +473,7 @@ def test_special_characters_are_escaped() -> None:
         r"50\% of \{a\_b\} \& \#1 \textbackslash{} \textasciitilde{} \textasciicircum{} \$x\$ $<$y$>$"
     )
     assert tex("−.012 – ±") == r"$-$.012 -- $\pm$"
+    assert tex("R² ↑\N{NO-BREAK SPACE}“more” …").isascii()
 
 
 def test_the_command_says_what_was_found_and_what_to_mind(folders: list[Path], tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from oppu import __version__
 _SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$",
-    "−": "$-$", "–": "--", "±": r"$\pm$",
+    "−": "$-$", "–": "--", "±": r"$\pm$", "²": "$^2$", "…": r"\dots{}", "“": "``", "”": "''",
+    "↑": r"$\uparrow$", "↓": r"$\downarrow$", "\N{NO-BREAK SPACE}": "~",
 }  # fmt: skip
 _HEADING_CHARACTERS = 8
 """A heading is broken into lines of so many."""

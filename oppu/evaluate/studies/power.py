@@ -37,9 +37,11 @@ class Settings:
     differences: tuple[float, ...] | None = option(
         "True differences, in the metric's own unit. [default: three usual ones]", None, least=0.0
     )
-    users: tuple[int, ...] = option("Numbers of users.", (10, 20, 50, 100, 200, 500, 1000), least=2)
+    users: tuple[int, ...] = option(
+        "Numbers of users, beside the run's own.", (10, 20, 50, 100, 200, 500, 1000), least=2
+    )
     queries: tuple[int, ...] | None = option(
-        "Questions of each user. [default: 1, 10, 50, and the run's]", None, least=1
+        "Questions of each user, beside the run's own. [default: 1, 10, 50]", None, least=1
     )
     seed: int = option("Seed of the resamples.", 0, least=0)
 
@@ -125,20 +127,15 @@ def _pair(settings: Settings, task: Task, a: Cell, b: Cell, metric: str) -> _Pai
     spread = spread_of(gains_by_user(task, a.predictions, b.predictions, metric))
     own, own_queries = rounded(abs(spread.gain)), round(spread.queries)
     differences = settings.differences or DIFFERENCES[metric]
-    queries = settings.queries or ((*_QUERIES, own_queries) if spread.within is not None else (1,))
+    queries = settings.queries or (_QUERIES if spread.within is not None else (1,))
     wanted = sorted({*differences, own} - {0.0})
     if not wanted:
         raise ConfigError("no difference above 0 is given", where="--differences", fix="use for example 0.02,0.05")
-    return _Pair(a.name, b.name, spread, tuple(wanted), tuple(sorted(set(queries))))
+    return _Pair(a.name, b.name, spread, tuple(wanted), tuple(sorted({*queries, own_queries})))
 
 
 def _users(settings: Settings, pair: _Pair) -> list[int]:
     return sorted({*settings.users, pair.spread.users})
-
-
-def _shown_queries(pair: _Pair) -> int:
-    """The run's own number of questions where it is looked at, else the nearest."""
-    return min(pair.queries, key=lambda queries: abs(queries - pair.own_queries))
 
 
 def _shown_difference(pair: _Pair) -> float:
@@ -150,7 +147,7 @@ def _panels(
     pair: _Pair, settings: Settings, metric: str, found: dict[tuple[str, int, int], list[float]]
 ) -> tuple[Panel, Panel]:
     users = _users(settings, pair)
-    queries, difference = _shown_queries(pair), _shown_difference(pair)
+    queries, difference = pair.own_queries, _shown_difference(pair)
 
     def curve(label: str, queries: int, difference: float) -> Series:
         place = pair.differences.index(difference)
@@ -209,7 +206,7 @@ def _table(pairs: Sequence[_Pair], settings: Settings, found: dict[tuple[str, in
 
 
 def _sentence(pair: _Pair, metric: str, found: dict[tuple[str, int, int], list[float]]) -> str:
-    spread, queries, difference = pair.spread, _shown_queries(pair), _shown_difference(pair)
+    spread, queries, difference = pair.spread, pair.own_queries, _shown_difference(pair)
     power = found[pair.name, queries, spread.users][pair.differences.index(difference)]
     needed = users_needed(spread, difference, queries, POWER)
     most = max(pair.queries)
