@@ -28,7 +28,7 @@ from oppu.model.module import Module
 from oppu.model.quantize import check_mergeable
 from oppu.model.tokens import Encoded
 from oppu.model.trunk import trunk_below
-from oppu.model.workers import workers_for
+from oppu.model.workers import Room, workers_for
 
 _LOG = logging.getLogger("oppu.train")
 Other = TypeVar("Other")
@@ -217,7 +217,7 @@ def train(
         free = list(range(slots))[::-1]
         bank = Bank(base.model, shape, slots + workers.count, kind=kind)
         with trunk_below(base, kind.target_names(), machine.trunk_bytes, machine.trunk_folder) as trunk, bank.attach():
-            engine = Engine(base, bank, workers, tokens, held, trunk, on_progress)
+            engine = Engine(base, bank, workers, tokens, Room(held), trunk, on_progress)
             while True:
                 while free and (job := next(waiting, None)) is not None:
                     if isinstance(job, Job):

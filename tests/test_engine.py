@@ -14,7 +14,7 @@ from oppu.model.engine import Engine
 from oppu.model.forward import SlotRow
 from oppu.model.kinds import LoraConfig
 from oppu.model.tokens import Encoded
-from oppu.model.workers import Workers, workers_for
+from oppu.model.workers import Room, Workers, workers_for
 
 
 class Watched(Workers):
@@ -50,7 +50,7 @@ def step(
     for slot in batches:
         bank.reset(slot, slot)
     with bank.attach():
-        losses = Engine(base, bank, workers, tokens, 2 * tokens, None, lambda _: None).backward(batches)
+        losses = Engine(base, bank, workers, tokens, Room(2 * tokens), None, lambda _: None).backward(batches)
     return losses, bank.grads[list(batches)]
 
 

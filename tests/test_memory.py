@@ -14,7 +14,7 @@ from oppu.model.forward import answer_log_probs, rows_of
 from oppu.model.kinds import KINDS, LoraConfig, default_config
 from oppu.model.memory import bytes_per_token, free_bytes, slots_that_fit, tokens_held, tokens_that_fit, useful_tokens
 from oppu.model.tokens import Encoded
-from oppu.model.workers import Workers
+from oppu.model.workers import Room, Workers
 from oppu.train import Job, Machine, TrainConfig, train
 
 CPU = torch.device("cpu")
@@ -67,7 +67,13 @@ def test_no_pass_is_longer_than_two_workers_shares(base: Base) -> None:
     for count in (1, 8):
         seen: list[int] = []
         engine = Engine(
-            base, bank, Workers(count, count, None), 1024, 2048, None, lambda news, to=seen: to.append(news.tokens)
+            base,
+            bank,
+            Workers(count, count, None),
+            1024,
+            Room(2048),
+            None,
+            lambda news, to=seen: to.append(news.tokens),
         )
         with bank.attach():
             losses[count] = engine.backward({0: batch})

@@ -3,8 +3,7 @@
 import math
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -16,7 +15,7 @@ from oppu.model.forward import SlotRow, answer_log_probs, passes, rows_of
 from oppu.model.packing import common_prefix
 from oppu.model.tokens import Encoded
 from oppu.model.trunk import Trunk
-from oppu.model.workers import Workers
+from oppu.model.workers import Room, Workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,26 +25,6 @@ class Progress:
     tokens: int
     """Distinct tokens, as packed."""
     examples: int
-
-
-class _Room:
-    """The tokens that passes hold at a time: one that would exceed the limit waits until the others are done."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit, self._held, self._changed = limit, 0, threading.Condition()
-
-    @contextmanager
-    def of(self, tokens: int) -> Iterator[None]:
-        """Hold so many, as soon as there is room or nobody else holds any."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._held or self._held + tokens <= self._limit)
-            self._held += tokens
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._held -= tokens
-                self._changed.notify_all()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +44,11 @@ class Engine:
     workers: Workers
     tokens: int
     """Tokens under way at a time, a share for each worker; a long row may take two shares."""
-    held: int
-    """The most tokens of which the workers' passes may hold activations together, but that one may always run."""
+    room: Room
+    """For the tokens whose activations the workers' passes hold together, which long examples make more."""
     trunk: Trunk | None
     on_progress: Callable[[Progress], None]
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _room: _Room = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Make room."""
-        object.__setattr__(self, "_room", _Room(self.held))
 
     def backward(self, batches: Mapping[int, Sequence[Encoded]]) -> dict[int, float]:
         """Gradients of each slot's mean loss over its batch's answer tokens; returns the losses by slot.
@@ -182,7 +156,7 @@ class Engine:
         """One worker's passes."""
         losses: dict[int, float] = {}
         for group in passes(share, self.tokens // self.workers.count):
-            with self._room.of(_tokens(group)), torch.set_grad_enabled(learn):  # of this thread
+            with self.room.of(_tokens(group)), torch.set_grad_enabled(learn):  # of this thread
                 found = answer_log_probs(self.base.model, group, self.trunk.body if self.trunk else None)
                 parts = found.split([row.answer_tokens for row in group])  # type: ignore[no-untyped-call]
                 means = torch.stack([-p.sum() / counts[owner[row.slot]] for row, p in zip(group, parts, strict=True)])

@@ -4,6 +4,7 @@ On a CPU, independent passes side by side beat one pass spread over the cores: n
 On an accelerator there is one worker, the caller.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -50,3 +51,23 @@ def workers_for(device: torch.device) -> Iterator[Workers]:
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(cores)  # what threads made from now on start with
+
+
+class Room:
+    """The tokens that passes hold at a time: one that would exceed the limit waits until the others are done."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._held, self._changed = limit, 0, threading.Condition()
+
+    @contextmanager
+    def of(self, tokens: int) -> Iterator[None]:
+        """Hold so many, as soon as there is room or nobody else holds any."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._held or self._held + tokens <= self._limit)
+            self._held += tokens
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held -= tokens
+                self._changed.notify_all()
