@@ -12,7 +12,7 @@ import torch
 from oppu.model.bank import Bank
 from oppu.model.base import Base
 from oppu.model.forward import SlotRow, answer_log_probs, passes, rows_of
-from oppu.model.packing import common_prefix
+from oppu.model.packing import shared_beginnings
 from oppu.model.tokens import Encoded
 from oppu.model.trunk import Trunk
 from oppu.model.workers import Room, Workers
@@ -187,8 +187,7 @@ def _distinct(examples: Sequence[Encoded]) -> int:
 
 def _own(sequences: Sequence[Sequence[int]]) -> list[int]:
     """Of sequences in order, the tokens of each that it does not share with the one before."""
-    shared = [0, *map(common_prefix, sequences, sequences[1:])]
-    return [len(sequence) - common for sequence, common in zip(sequences, shared, strict=False)]
+    return [len(each) - shared for each, shared in zip(sequences, shared_beginnings(sequences), strict=True)]
 
 
 def _cut_below(size: int, batch: Sequence[Encoded]) -> list[Sequence[Encoded]]:

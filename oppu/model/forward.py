@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from oppu.model.attention import PackedLayout, use_layout
 from oppu.model.head import chosen_log_probs, plain_head
 from oppu.model.last_layer import feedforward_at
-from oppu.model.packing import Row, common_prefix, pack
+from oppu.model.packing import Row, pack, shared_beginnings
 from oppu.model.tokens import Encoded
 
 
@@ -49,7 +49,7 @@ def _cuts(sequences: Sequence[Sequence[int]], limit: int) -> list[tuple[int, int
 
     Of all ways the one in which the fewest tokens stand in two rows, and of these one with the fewest rows.
     """
-    shared = [0, *map(common_prefix, sequences, sequences[1:])]  # what each has in common with the one before
+    shared = shared_beginnings(sequences)
     best, begins = [(0, 0)], [0]  # for the first n sequences: (tokens that stand twice, rows), and the last row's start
     for end in range(1, len(sequences) + 1):
         found: list[tuple[tuple[int, int], int]] = []

@@ -33,9 +33,8 @@ def useful_tokens(device: torch.device, workers: int) -> int:
     return _USEFUL_TOKENS.get(device.type, _USEFUL_TOKENS["cuda"]) * workers
 
 
-def tokens_held(model: PreTrainedModel, config: ModuleConfig, free: int | None = None) -> int:
-    """Tokens whose activations fit into the part of the free memory that is theirs, between forward and backward."""
-    free = free_bytes(model.device) if free is None else free
+def tokens_held(model: PreTrainedModel, config: ModuleConfig, free: int) -> int:
+    """Tokens whose activations fit into the part of `free` bytes that is theirs, between forward and backward."""
     return int(_SHARE_OF_ACTIVATIONS * free) // bytes_per_token(model, config)
 
 

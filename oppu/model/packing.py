@@ -59,6 +59,11 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return min(len(a), len(b))
 
 
+def shared_beginnings(sequences: Sequence[Sequence[int]]) -> list[int]:
+    """Of sequences in order, how many tokens each shares with the one before; the first none."""
+    return [0, *map(common_prefix, sequences, sequences[1:])][: len(sequences)]
+
+
 @dataclass(frozen=True, slots=True)
 class Block:
     """Queries [start, end) of a row, and the ranges of their common ancestors; one attention call each."""
