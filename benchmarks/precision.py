@@ -33,6 +33,7 @@ from oppu.model.base import load_base
 from oppu.model.embedded import EMBEDDED
 from oppu.model.forward import answer_log_probs, passes, rows_of
 from oppu.model.kinds import LoraConfig
+from oppu.model.recompute import recomputing
 from oppu.model.tokens import Encoded, encode
 from oppu.personalize import longest_histories
 from oppu.tasks import find_task
@@ -128,13 +129,12 @@ def kept_bytes(hidden: int, inner: int, layers: int) -> float:
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), bank.values, bank.grads)}
     kept: dict[int, torch.UntypedStorage] = {}
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
+    def keep(tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage
-        return tensor
 
-    with bank.attach(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with bank.attach(), recomputing(model, keep):
         answer_log_probs(model, rows)
         return sum(storage.nbytes() for storage in kept.values()) / sum(len(row.row) for row in rows)
 

@@ -13,6 +13,7 @@ from oppu.model.bank import Bank
 from oppu.model.base import Base
 from oppu.model.forward import SlotRow, answer_log_probs, passes, rows_of
 from oppu.model.packing import shared_beginnings
+from oppu.model.recompute import recomputing
 from oppu.model.tokens import Encoded
 from oppu.model.trunk import Trunk
 from oppu.model.workers import Room, Workers
@@ -157,7 +158,8 @@ class Engine:
         losses: dict[int, float] = {}
         for group in passes(share, self.tokens // self.workers.count):
             with self.room.of(_tokens(group)), torch.set_grad_enabled(learn):  # of this thread
-                found = answer_log_probs(self.base.model, group, self.trunk.body if self.trunk else None)
+                with recomputing(self.base.model):
+                    found = answer_log_probs(self.base.model, group, self.trunk.body if self.trunk else None)
                 parts = found.split([row.answer_tokens for row in group])  # type: ignore[no-untyped-call]
                 means = torch.stack([-p.sum() / counts[owner[row.slot]] for row, p in zip(group, parts, strict=True)])
                 if learn:

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from oppu.errors import ConfigError
+from oppu.model.recompute import note_output
 
 _NAMES = ("mlp", "feed_forward")
 """What models call a layer's feedforward."""
@@ -111,7 +112,8 @@ def _scatter(_: nn.Module, __: Any, output: torch.Tensor) -> torch.Tensor | None
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Some that change something."""
+    return bool(module._forward_pre_hooks) or any(hook is not note_output for hook in module._forward_hooks.values())
 
 
 def _inside(block: nn.Module) -> Iterator[nn.Module]:

@@ -3,7 +3,6 @@
 Glossary: P parameters of a module.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -14,6 +13,7 @@ from oppu.model.bank import Bank
 from oppu.model.forward import packed_logits
 from oppu.model.kinds import ModuleConfig
 from oppu.model.packing import pack
+from oppu.model.recompute import recomputing
 
 _CGROUP = Path("/sys/fs/cgroup")
 _USEFUL_TOKENS = {"cpu": 512, "mps": 4096, "cuda": 32768}
@@ -59,17 +59,15 @@ def bytes_per_token(model: PreTrainedModel, config: ModuleConfig) -> int:
     kept: dict[int, int] = {}
     own = {weight.untyped_storage().data_ptr() for weight in model.state_dict().values()}
 
-    def count(tensor: torch.Tensor) -> torch.Tensor:
+    def count(tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
 
     bank = Bank(model, config, 1)
     bank.reset(0, seed=0)
     row = pack([[*range(-config.virtual_tokens, 0), *([0] * _PROBE_TOKENS)]])
-    same: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor  # noqa: E731
-    with bank.attach(), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, same):
+    with bank.attach(), torch.enable_grad(), recomputing(model, count):
         logits = packed_logits(model, [row], [0], torch.tensor([len(row) - 1], device=model.device))
     del logits
     return max(1, sum(kept.values()) // len(row))

@@ -197,7 +197,7 @@ class Lora(Kind):
             x = inputs[0]
             if is_step(layout, x):
                 return steps.add(place.target, layer, layout, x, output)
-            flat = _drop(x, layout, lines.streams, self._config.dropout).reshape(-1, place.target.in_features).float()
+            flat = _drop(x, layout, lines.streams, self._config.dropout).reshape(-1, place.target.in_features)
             delta = _delta(flat, lines.anchor, layer, layout.spans, lines.blocks(layout))
             return output + delta.to(output.dtype).view(output.shape)
 
@@ -253,15 +253,16 @@ def _delta(x: torch.Tensor, anchor: torch.Tensor, layer: _Layer, spans: Spans, b
 class _SlotLora(torch.autograd.Function):
     """scale * x @ a[slot].T @ b[slot].T for spans of tokens [T, I] -> [T, O]; see the file's formula.
 
-    Backward adds to the gradients of the slots in question alone; `anchor` only makes autograd come by.
+    Backward adds to the gradients of the slots in question alone; `anchor` only makes autograd come by. x is kept as
+    it came; the products are in the precision of the modules.
     """
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, anchor: torch.Tensor, layer: _Layer, spans: Spans) -> torch.Tensor:
-        y = x.new_zeros(x.shape[0], layer.b.shape[1])
+        y = layer.b.new_zeros(x.shape[0], layer.b.shape[1])
         for slot, start, end in spans:
             if slot >= 0:
-                low = (x[start:end] @ layer.a[slot].T).mul_(layer.configs[slot].scale)
+                low = (x[start:end].to(layer.a.dtype) @ layer.a[slot].T).mul_(layer.configs[slot].scale)
                 torch.mm(low, layer.b[slot].T, out=y[start:end])
         ctx.save_for_backward(x)
         ctx.layer, ctx.spans = layer, spans
@@ -274,12 +275,12 @@ class _SlotLora(torch.autograd.Function):
         grad_x = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
         for slot, start, end in ctx.spans:
             if slot >= 0:
-                xs, gs, scale = x[start:end], grad[start:end], layer.configs[slot].scale
+                xs, gs, scale = x[start:end].to(layer.a.dtype), grad[start:end], layer.configs[slot].scale
                 through = (gs @ layer.b[slot]).mul_(scale)  # [T, R]
                 layer.grad_a[slot].addmm_(through.T, xs)
                 layer.grad_b[slot].addmm_(gs.T, (xs @ layer.a[slot].T).mul_(scale))
                 if grad_x is not None:
-                    torch.mm(through, layer.a[slot], out=grad_x[start:end])
+                    grad_x[start:end] = through @ layer.a[slot]
         return grad_x, None, None, None
 
 
@@ -289,10 +290,10 @@ class _StackedLora(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, anchor: torch.Tensor, layer: _Layer, blocks: Blocks) -> torch.Tensor:
         a, b = layer.a[blocks.slots], layer.b[blocks.slots]  # [n, R, I], [n, O, R]
-        low = torch.bmm(blocks.cut(x), a.mT).mul_(blocks.own(layer.scales))  # [n, m, R]
+        low = torch.bmm(blocks.cut(x).to(a.dtype), a.mT).mul_(blocks.own(layer.scales))  # [n, m, R]
         ctx.save_for_backward(x)
         ctx.layer, ctx.blocks = layer, blocks
-        return blocks.put(torch.bmm(low, b.mT), x.new_zeros(x.shape[0], b.shape[1]))
+        return blocks.put(torch.bmm(low, b.mT), b.new_zeros(x.shape[0], b.shape[1]))
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -300,11 +301,11 @@ class _StackedLora(torch.autograd.Function):
         layer: _Layer = ctx.layer
         blocks: Blocks = ctx.blocks
         a, b, own = layer.a[blocks.slots], layer.b[blocks.slots], blocks.own(layer.scales)
-        xs, gs = blocks.cut(x), blocks.cut(grad)
+        xs, gs = blocks.cut(x).to(a.dtype), blocks.cut(grad)
         through = torch.bmm(gs, b).mul_(own)  # [n, m, R]
         blocks.add(torch.bmm(through.mT, xs), layer.grad_a)
         blocks.add(torch.bmm(gs.mT, torch.bmm(xs, a.mT).mul_(own)), layer.grad_b)
-        grad_x = blocks.put(torch.bmm(through, a), torch.zeros_like(x)) if ctx.needs_input_grad[0] else None
+        grad_x = blocks.put(torch.bmm(through, a).to(x.dtype), torch.zeros_like(x)) if ctx.needs_input_grad[0] else None
         return grad_x, None, None, None
 
 
