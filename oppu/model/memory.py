@@ -4,6 +4,8 @@ Glossary: P parameters of a module.
 """
 
 from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import psutil
 import torch
@@ -55,7 +57,17 @@ def slots_that_fit(device: torch.device, parameters: int, tokens: int, free: int
 
 
 def bytes_per_token(model: PreTrainedModel, config: ModuleConfig) -> int:
-    """What a token keeps in memory between forward and backward, found by counting it in a tiny pass."""
+    """What a token keeps in memory between forward and backward, found once by counting it in a tiny pass."""
+    known, state = _BYTES.setdefault(model, {}), (config, model.device, model.dtype)
+    if state not in known:
+        known[state] = _counted(model, config)
+    return known[state]
+
+
+_BYTES: WeakKeyDictionary[PreTrainedModel, dict[tuple[Any, ...], int]] = WeakKeyDictionary()
+
+
+def _counted(model: PreTrainedModel, config: ModuleConfig) -> int:
     kept: dict[int, int] = {}
     own = {weight.untyped_storage().data_ptr() for weight in model.state_dict().values()}
 
