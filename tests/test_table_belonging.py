@@ -128,10 +128,10 @@ def test_methods_that_are_no_columns_of_table_1_are_named(tmp_path: Path) -> Non
     assert "Also run for news_categorize, and no column here: rag-k8, random-k2." in plain
 
 
-def test_a_personal_column_without_its_counterpart_is_compared_with_nothing(tmp_path: Path) -> None:
+def test_a_personal_column_without_its_counterpart_is_compared_with_the_best_alone(tmp_path: Path) -> None:
     run = made_run(tmp_path / "run", columns=[("base", 0), ("oppu+rag", 4)])
     write_joint_report([run], tmp_path / "out")
-    assert rows(tmp_path / "out" / "comparisons.csv") == []
+    assert [row["of"] for row in rows(tmp_path / "out" / "comparisons.csv")] == ["the best"]
     assert {r["significant"] for r in rows(tmp_path / "out" / "table1.csv")} == {""}
 
 

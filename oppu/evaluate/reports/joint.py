@@ -138,7 +138,7 @@ def _findings(table: JointTable) -> list[str]:
         won = [each for each in decided if all(is_personal(column.method) for column in each.best_columns)]
         sentences.append(
             f"The best column is a personal one in {_of_tasks(won, decided)}, by the first metric of each; a tie with "
-            f"a column without modules does not count.{_against_no_model(decided)}"
+            f"a column without modules does not count.{_best_against_best(decided)}{_against_no_model(decided)}"
         )
     own = {each.task.name for each in table.tasks if not each.is_of_the_paper}
     gains = [gain for gain in table.gains if gain.task.name not in own]
@@ -171,6 +171,17 @@ def _of_tasks(these: Sequence[TaskTable], of: Sequence[TaskTable]) -> str:
 def _share(these: Sequence[TaskTable], of: Sequence[TaskTable], noun: str, which: str = "") -> str:
     found = [each.task.name for each in these if each in of]
     return f"{len(found)} of {count(len(of), noun)}{which}" + (f" ({', '.join(found)})" if found else "")
+
+
+def _best_against_best(decided: Sequence[TaskTable]) -> str:
+    """In how many tasks the best personal column is significantly better than the best other, and in how many worse."""
+    verdicts = {each.task.name: each.best_gain.verdict for each in decided if each.best_gain is not None}
+    better, worse = ([each for each in decided if verdicts.get(each.task.name) == word] for word in ("better", "worse"))
+    return (
+        f" The best personal column is significantly better than the best one without modules in "
+        f"{_of_tasks(better, decided)}, significantly worse in {_of_tasks(worse, decided)}; both are picked on the "
+        "questions that they are compared on."
+    )
 
 
 def _against_no_model(decided: Sequence[TaskTable]) -> str:

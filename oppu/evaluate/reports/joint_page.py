@@ -59,7 +59,7 @@ def joint_page(
         others=[(each.task.name, ", ".join(each.others)) for each in table.tasks if each.others],
         gain_plots=[_gain_plot(each) for each in table.tasks if each.gains],
         wins=[_win(each) for each in wins],
-        comparisons=[(each.task.title, list(map(_comparison, each.gains))) for each in table.tasks if each.gains],
+        comparisons=[(e.task.title, [*map(_comparison, e.comparisons)]) for e in table.tasks if e.comparisons],
         more_queries=MORE_QUERIES,
         paper=_paper_rows(),
         paper_source=SOURCE,

@@ -6,7 +6,7 @@ are refused.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -62,7 +62,7 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """A personal column minus the same prompts without a module, in one metric."""
+    """A personal column minus one without modules, in one metric: of the same prompts, or the best of each."""
 
     task: Task
     metric: str
@@ -73,10 +73,14 @@ class Gain:
     found: PairedDifference
     need: Need | None
     """None: the metric is no mean over questions, or there is but one user."""
+    of_the_best: bool = False
 
     @property
     def name(self) -> str:
-        """`oppu+rag − rag, k = 1`."""
+        """`oppu+rag − rag, k = 1`; of the best, `best: oppu, k = 0 − rag, k = 4`."""
+        if self.of_the_best:
+            column, other = self.column, self.counterpart
+            return f"best: {column.method}, k = {column.k} − {other.method}, k = {other.k}"
         return f"{self.column.method} − {self.counterpart.method}" + (f", k = {self.column.k}" if self.column.k else "")
 
     @property
@@ -136,6 +140,8 @@ class TaskTable:
     """Methods that were run and are no columns of Table 1."""
     without_model: Mapping[tuple[str, str], Number]
     """By (metric, baseline); empty where the runs have none."""
+    best_gain: Gain | None
+    """Of the best personal column over the best one without modules, in the first metric; None where one is missing."""
 
     @property
     def is_of_the_paper(self) -> bool:
@@ -153,6 +159,11 @@ class TaskTable:
         """Column by column, metric by metric."""
         found = [self.numbers.get((metric, c.name)) for c in TABLE_1 for metric in table_metrics(self.task)]
         return [number.gain for number in found if number is not None and number.gain is not None]
+
+    @property
+    def comparisons(self) -> list[Gain]:
+        """The gains, and last that of the best."""
+        return self.gains + ([self.best_gain] if self.best_gain is not None else [])
 
     @property
     def best_columns(self) -> list[TableColumn]:
@@ -180,6 +191,11 @@ class JointTable:
     def gains(self) -> list[Gain]:
         """Of all tasks."""
         return [gain for each in self.tasks for gain in each.gains]
+
+    @property
+    def comparisons(self) -> list[Gain]:
+        """Of all tasks."""
+        return [gain for each in self.tasks for gain in each.comparisons]
 
 
 def make_table(runs: Sequence[Run]) -> JointTable:
@@ -300,7 +316,8 @@ def _task_table(runs: Sequence[Run]) -> TaskTable:
             rank = ranks.get(column, 0)
             numbers[metric, column.name] = Number(task, metric, column, each, row.users, row.queries, rank, gain)
     others = dict.fromkeys(cell.name for run in runs for cell in run.cells if (cell.method, cell.k) not in _COLUMNS)
-    return TaskTable(task, tuple(runs), numbers, tuple(others), _without_model(task, runs))
+    best_gain = _best_gain(task, cells, numbers)
+    return TaskTable(task, tuple(runs), numbers, tuple(others), _without_model(task, runs), best_gain)
 
 
 def _without_model(task: Task, runs: Sequence[Run]) -> dict[tuple[str, str], Number]:
@@ -324,9 +341,30 @@ def _without_model(task: Task, runs: Sequence[Run]) -> dict[tuple[str, str], Num
 
 def _gain(task: Task, cells: Mapping[TableColumn, Mapping[int, Cell]], column: TableColumn, metric: str) -> Gain | None:
     method = counterpart_method(column.method)
-    if method is None:
+    return None if method is None else _between(task, cells, column, _COLUMNS[method, column.k], metric)
+
+
+def _best_gain(
+    task: Task, cells: Mapping[TableColumn, Mapping[int, Cell]], numbers: Mapping[tuple[str, str], Number]
+) -> Gain | None:
+    metric = primary_metric(task)
+    sign = 1 if HIGHER_IS_BETTER[metric] else -1
+    ranked = sorted((each for (m, _), each in numbers.items() if m == metric), key=lambda each: -sign * each.mean)
+    best = {is_personal(each.column.method): each.column for each in reversed(ranked)}
+    if len(best) < 2:
         return None
-    other = _COLUMNS[method, column.k]
+    found = _between(task, cells, best[True], best[False], metric)
+    return None if found is None else replace(found, of_the_best=True)
+
+
+def _between(
+    task: Task,
+    cells: Mapping[TableColumn, Mapping[int, Cell]],
+    column: TableColumn,
+    other: TableColumn,
+    metric: str,
+) -> Gain | None:
+    """None where no seed has both columns."""
     pairs = {seed: (cell, cells[other][seed]) for seed, cell in cells[column].items() if seed in cells[other]}
     if not pairs:
         return None

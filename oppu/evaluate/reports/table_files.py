@@ -32,9 +32,9 @@ TABLE_FIELDS = (
     "significant", "seconds", "predictions", "without_model", "without_model_mean",
 )  # fmt: skip
 COMPARISON_FIELDS = (
-    "task", "lamp_id", "metric", "method", "k", "counterpart", "seeds", "users", "queries", "difference", "low", "high",
-    "p_value", "smallest_detectable", "verdict", "difference_to_find", "queries_per_user", "users_needed",
-    f"users_needed_with_{MORE_QUERIES}_queries",
+    "task", "lamp_id", "metric", "method", "k", "counterpart", "counterpart_k", "of", "seeds", "users", "queries",
+    "difference", "low", "high", "p_value", "smallest_detectable", "verdict", "difference_to_find", "queries_per_user",
+    "users_needed", f"users_needed_with_{MORE_QUERIES}_queries",
 )  # fmt: skip
 
 
@@ -72,9 +72,9 @@ def _fields(found: Number, out: Path) -> Sequence[object]:
 
 
 def comparisons_csv(table: JointTable) -> str:
-    """A row for each personal column and metric that has its counterpart."""
+    """A row for each personal column and metric that has its counterpart; of each task one for the best columns."""
     rows = []
-    for gain in table.gains:
+    for gain in table.comparisons:
         found, need = gain.found, gain.need
         rows.append(
             (
@@ -84,6 +84,8 @@ def comparisons_csv(table: JointTable) -> str:
                 gain.column.method,
                 gain.column.k,
                 gain.counterpart.method,
+                gain.counterpart.k,
+                "the best" if gain.of_the_best else "the same prompt",
                 " ".join(map(str, gain.seeds)),
                 found.users,
                 found.queries,
@@ -146,9 +148,10 @@ def comparisons_tex(table: JointTable) -> str:
         f"% oppu {__version__}; needs \\usepackage{{booktabs,longtable}}",
         r"\begingroup\footnotesize",
         r"\begin{longtable}{lllrrrrr}",
-        r"\caption{Each personal column minus the same prompts without a module: paired bootstrap over users, "
-        rf"{SAMPLES:,} resamples. Detectable: the true difference that these users find with a power of 80\,\%. Users: "
-        r"how many find the difference in brackets with that power, with these numbers of questions.}\\",
+        r"\caption{Each personal column minus the same prompts without a module, and the best personal column minus "
+        r"the best one without modules by each task's first metric, picked on the same questions: paired bootstrap "
+        rf"over users, {SAMPLES:,} resamples. Detectable: the true difference that these users find with a power of "
+        r"80\,\%. Users: how many find the difference in brackets with that power, with these numbers of questions.}\\",
         r"\toprule",
         tex_row([_percent(head) for head in heads]),
         r"\midrule",
@@ -156,9 +159,11 @@ def comparisons_tex(table: JointTable) -> str:
         r"\bottomrule",
         r"\endfoot",
     ]
-    for place, gain in enumerate(table.gains):
-        if place and gain.task != table.gains[place - 1].task:
+    before = None
+    for gain in table.comparisons:
+        if before not in (None, gain.task):
             lines.append(r"\midrule")
+        before = gain.task
         found = gain.found
         shown = signed(found.difference)
         lines.append(
