@@ -111,10 +111,10 @@ def forget_peak(device: torch.device) -> None:
 
 def show_activations() -> None:
     """Count them for models of several shapes, against the formula of docs/performance.md."""
-    print(f"{'hidden h':>10}{'inner i':>10}{'bytes per token and layer':>28}{'24 h + 6 i':>12}")
+    print(f"{'hidden h':>10}{'inner i':>10}{'bytes per token and layer':>28}{'18 h + 4 i':>12}")
     for hidden, inner in ((256, 256), (256, 1024), (512, 256)):
         one, two = (kept_bytes(hidden, inner, layers) for layers in (1, 2))
-        print(f"{hidden:10}{inner:10}{two - one:28.0f}{24 * hidden + 6 * inner:12}")
+        print(f"{hidden:10}{inner:10}{two - one:28.0f}{18 * hidden + 4 * inner:12}")
 
 
 def kept_bytes(hidden: int, inner: int, layers: int) -> float:
