@@ -26,6 +26,7 @@ from oppu.evaluate.circumstances import machine, versions
 from oppu.evaluate.reports.latex import long_table
 from oppu.evaluate.reports.page import fill_page, flatten, relative, source_links
 from oppu.evaluate.reports.panels import Panel, figure_svg, panel_svg
+from oppu.evaluate.reports.summary import rounded
 from oppu.evaluate.under_way import FOLDER as UNDER_WAY
 from oppu.store.files import make_folders, os_errors, write_atomically
 
@@ -208,7 +209,7 @@ def shown(value: Value, column: Column) -> str:
         return "–"
     if isinstance(value, str) or column.digits is None:
         return f"{value:,}" if isinstance(value, int) else str(value)
-    return f"{round(value, column.digits) + 0.0:,.{column.digits}f}".replace("-", "−")  # no −0.000
+    return f"{rounded(value, column.digits):,.{column.digits}f}".replace("-", "−")
 
 
 def is_number(table: Table, place: int) -> bool:

@@ -15,8 +15,6 @@ from oppu.tasks import Task
 
 Name = TypeVar("Name", bound=Hashable)
 
-_LAST = Decimal("0.001")
-
 TITLES = {
     "accuracy": "Accuracy",
     "f1_macro": "Macro-F1",
@@ -33,14 +31,16 @@ def title(metric: str) -> str:
     return f"{TITLES[metric]}\N{NO-BREAK SPACE}{'↑' if HIGHER_IS_BETTER[metric] else '↓'}"
 
 
-def rounded(value: float) -> float:
-    """To three decimals as they are shown, half away from zero: equal differences read alike, whatever their last bits.
+def rounded(value: float, digits: int = 3) -> float:
+    """To the decimals that are shown, half away from zero: equal differences read alike, whatever their last bits.
 
     3/48 is .0625 and may stand a bit above or below it as a difference of floats; both are .063.
     """
     if not math.isfinite(value):
         return value
-    return float(Decimal(repr(round(float(value), 9))).quantize(_LAST, ROUND_HALF_UP)) + 0.0  # numpy reads otherwise
+    return (
+        float(Decimal(repr(round(float(value), 9))).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)) + 0.0
+    )  # numpy reads otherwise
 
 
 def number(value: float) -> str:
