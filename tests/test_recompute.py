@@ -9,6 +9,7 @@ from conftest import tiny_model, tiny_tokenizer, toy_examples
 from test_packing import ARCHITECTURES, two_of
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.attention import flex_attention
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from oppu.model.bank import Bank
@@ -121,6 +122,25 @@ def test_memory_that_was_let_go_of_and_used_again_is_not_mistaken() -> None:
             squares = (other * 2).square()
             (found,) = torch.autograd.grad(squares.sum(), other)
             assert torch.equal(found, 8 * other)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch's own
+def test_compiled_attention_as_on_cuda_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a graph is traced its tensors have no memory to be known by."""
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)  # on a CPU there is no kernel
+    attend = torch.compile(flex_attention.flex_attention, backend="aot_eager", dynamic=True)
+    model = nn.Sequential(nn.LayerNorm(16))
+    for tokens in (130, 200):
+        mask = flex_attention.create_block_mask(lambda b, h, i, j: i >= j, None, None, tokens, tokens, device="cpu")
+        grads = []
+        for context in (nullcontext(), recomputing(model)):  # type: ignore[arg-type]
+            x = torch.linspace(-2, 2, 32 * tokens).view(1, 2, tokens, 16).requires_grad_()
+            with context:
+                made = model(x)
+                found = attend(made, made, made, block_mask=mask)
+            found.square().sum().backward()  # type: ignore[union-attr]
+            grads.append(x.grad)
+        assert torch.equal(grads[0], grads[1])
 
 
 def test_the_hooks_are_set_once_and_do_nothing_elsewhere() -> None:
