@@ -13,6 +13,7 @@ from oppu.model.engine import Engine
 from oppu.model.forward import answer_log_probs, rows_of
 from oppu.model.kinds import KINDS, LoraConfig, default_config
 from oppu.model.memory import bytes_per_token, free_bytes, slots_that_fit, tokens_held, tokens_that_fit, useful_tokens
+from oppu.model.recompute import recomputing
 from oppu.model.tokens import Encoded
 from oppu.model.workers import Room, Workers
 from oppu.train import Job, Machine, TrainConfig, train
@@ -24,15 +25,14 @@ def test_a_tokens_bytes_are_what_a_pass_keeps_for_its_backward(base: Base) -> No
     kept: dict[int, int] = {}
     weights = {weight.untyped_storage().data_ptr() for weight in base.model.state_dict().values()}
 
-    def count(tensor: torch.Tensor) -> torch.Tensor:
+    def count(tensor: torch.Tensor) -> None:
         if tensor.untyped_storage().data_ptr() not in weights:
             kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
 
     bank = Bank(base.model, LoraConfig(), 1)
     bank.reset(0, 0)
     rows = list(rows_of(0, toy_examples(12, seed=1), 10_000))
-    with bank.attach(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+    with bank.attach(), recomputing(base.model, count):
         found = answer_log_probs(base.model, rows)
     tokens = sum(len(row.row) for row in rows)
     assert len(found)

@@ -24,6 +24,7 @@ from oppu.evaluate.reports.report import render, write_report
 from oppu.evaluate.reports.summary import best_two, duration, number, signed, summary_table
 from oppu.evaluate.results import Cell, Prediction, read_cells, write_cell, write_results
 from oppu.evaluate.studies.similarity import _distribution
+from oppu.evaluate.study import Column, shown
 from oppu.tasks import BUILT_IN
 
 TASK = BUILT_IN["movie_tagging"]
@@ -335,3 +336,11 @@ def test_steps_of_a_short_training_are_whole_numbers(steps):
     ticks = [text for text in re.findall(r">([^<>]+)</text>", axis) if text != "step"]
     assert ticks
     assert set(ticks) <= {str(step) for step in range(1, steps + 1)}
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [(0.0625, 3, "0.063"), (-0.0625, 3, "−0.063"), (2.5, 0, "3"), (-0.0004, 3, "0.000"), (12345.678, 1, "12,345.7")],
+)
+def test_values_are_rounded_as_everywhere(value: float, digits: int, text: str) -> None:
+    assert shown(value, Column("gain", "gain", digits)) == text

@@ -23,18 +23,7 @@ from oppu.evaluate.lab.trial import TrialSettings
 from oppu.evaluate.reports.fit import fit_line
 from oppu.evaluate.reports.panels import Panel, Series, lines_of
 from oppu.evaluate.results import Cell, Prediction, write_cell, write_results
-from oppu.evaluate.study import (
-    Column,
-    Outcome,
-    Study,
-    Table,
-    Workplace,
-    all_studies,
-    option,
-    run_study,
-    shown,
-    study_tex,
-)
+from oppu.evaluate.study import Column, Outcome, Study, Table, Workplace, all_studies, option, run_study, study_tex
 from oppu.tasks import BUILT_IN
 
 
@@ -408,11 +397,3 @@ def test_a_folder_that_is_no_run_and_a_task_of_ones_own_are_said(experiment: Pat
     assert "name its file with --task" in refused("study", "power", "--run", own, "--out", tmp_path / "b")
     (experiment / "results.json").write_text("{")
     assert "results.json: is damaged" in refused("study", "power", "--run", experiment, "--out", tmp_path / "c")
-
-
-@pytest.mark.parametrize(
-    ("value", "digits", "text"),
-    [(0.0625, 3, "0.063"), (-0.0625, 3, "−0.063"), (2.5, 0, "3"), (-0.0004, 3, "0.000"), (12345.678, 1, "12,345.7")],
-)
-def test_values_are_rounded_as_everywhere(value: float, digits: int, text: str) -> None:
-    assert shown(value, Column("gain", "gain", digits)) == text

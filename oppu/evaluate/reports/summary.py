@@ -38,9 +38,8 @@ def rounded(value: float, digits: int = 3) -> float:
     """
     if not math.isfinite(value):
         return value
-    return (
-        float(Decimal(repr(round(float(value), 9))).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)) + 0.0
-    )  # numpy reads otherwise
+    last = Decimal(1).scaleb(-digits)
+    return float(Decimal(repr(round(float(value), 9))).quantize(last, ROUND_HALF_UP)) + 0.0  # numpy reads otherwise
 
 
 def number(value: float) -> str:

@@ -150,9 +150,7 @@ class TaskTable:
 
     def best_without_model(self, metric: str) -> Number | None:
         """The best answer without a model, of equal ones the first; None where there is none."""
-        found = {number: number.mean for (name, _), number in self.without_model.items() if name == metric}
-        ranks = best_two(found, metric)
-        return next((number for number in found if ranks.get(number) == 1), None)
+        return _best([number for (name, _), number in self.without_model.items() if name == metric], metric)
 
     @property
     def gains(self) -> list[Gain]:
@@ -348,13 +346,19 @@ def _best_gain(
     task: Task, cells: Mapping[TableColumn, Mapping[int, Cell]], numbers: Mapping[tuple[str, str], Number]
 ) -> Gain | None:
     metric = primary_metric(task)
-    sign = 1 if HIGHER_IS_BETTER[metric] else -1
-    ranked = sorted((each for (m, _), each in numbers.items() if m == metric), key=lambda each: -sign * each.mean)
-    best = {is_personal(each.column.method): each.column for each in reversed(ranked)}
-    if len(best) < 2:
+    listed = [number for (name, _), number in numbers.items() if name == metric]
+    personal = _best([number for number in listed if is_personal(number.column.method)], metric)
+    other = _best([number for number in listed if not is_personal(number.column.method)], metric)
+    if personal is None or other is None:
         return None
-    found = _between(task, cells, best[True], best[False], metric)
+    found = _between(task, cells, personal.column, other.column, metric)
     return None if found is None else replace(found, of_the_best=True)
+
+
+def _best(numbers: Sequence[Number], metric: str) -> Number | None:
+    """Of those that read alike the first; None of none."""
+    ranks = best_two({number: number.mean for number in numbers}, metric)
+    return next((number for number in numbers if ranks.get(number) == 1), None)
 
 
 def _between(
