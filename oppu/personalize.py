@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import Any, Literal
 
@@ -43,6 +43,24 @@ class Plan:
     setting: Setting = PLAIN
     newest: int | None = None
     """Train on the newest so many items; None: on all."""
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    """Of the modules of users who shall have another rank than the settings say."""
+
+    def __post_init__(self) -> None:
+        """ConfigError for ranks of modules that have none."""
+        self.together()
+
+    def alone(self, user_id: str) -> "Plan":
+        """What decides this user's module, as if there were nobody else."""
+        rank = self.ranks.get(user_id)
+        train = self.train if rank is None else replace(self.train, module=self.train.module.of_rank(rank))
+        return replace(self, train=train, ranks={})
+
+    def together(self) -> TrainConfig:
+        """The settings with room for everybody's module."""
+        largest = max(self.ranks.values(), default=0)
+        module = self.train.module
+        return replace(self.train, module=module.of_rank(largest)) if largest > module.rank else self.train
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +99,8 @@ def personalize(
                 raise DataError([f"user {user.id} is given twice"], fix="give each user once, with all items")
             store.put_history(user.id, plan.task.name, user.history)
             examples = training_examples(plan.task, user, plan.setting, (profiles or {}).get(user.id), plan.newest)
-            fingerprint = training_fingerprint(base, plan, examples)
+            own = plan.alone(user.id)
+            fingerprint = training_fingerprint(base, own, examples)
             if not examples:
                 yield Personalized(user.id, "no history", None)
             elif record := _made_before(store, base, plan, user.id, fingerprint):
@@ -94,12 +113,13 @@ def personalize(
                     yield Personalized(user.id, "failed", None, error.line())
                     continue
                 fingerprints[user.id] = fingerprint
-                yield Job(user.id, tuple(tokens), begun=_begun(store, base, plan, user.id, fingerprint))
+                begun = _begun(store, base, plan, user.id, fingerprint)
+                yield Job(user.id, tuple(tokens), own.train.module, begun)
 
     def keep(under_way: Iterator[tuple[str, Checkpoint]]) -> None:
         _keep(store, base, plan, fingerprints, under_way)
 
-    for trained in train(base, jobs(), plan.train, machine, on_progress, keep):
+    for trained in train(base, jobs(), plan.together(), machine, on_progress, keep):
         if isinstance(trained, Personalized):
             yield trained
             continue
@@ -109,7 +129,7 @@ def personalize(
             _forget(store, base, plan, trained.user_id)
             yield Personalized(trained.user_id, "failed", None, reason)
             continue
-        training = _how_it_was_made(base, plan, fingerprint, trained)
+        training = _how_it_was_made(base, plan.alone(trained.user_id), fingerprint, trained)
         whose = trained.user_id, plan.task.name, plan.setting.name, base.name, base.fingerprint
         try:
             record, is_new = store.put_module_once(NewModule(trained.module, *whose, training))

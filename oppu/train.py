@@ -230,7 +230,7 @@ def train(
                 losses = engine.backward({learner.slot: next(learner.batches) for learner in learners})
                 for learner in learners:
                     learner.losses.append(losses[learner.slot])
-                    _update(bank, learner, config)
+                _update(bank, learners, config)
                 _watch(engine, learners)
                 for learner in [one for one in learners if one.is_done(config.patience)]:
                     if learner.best is not None:
@@ -327,15 +327,36 @@ def _watch(engine: Engine, learners: Sequence[_Learner]) -> None:
 
 
 @torch.no_grad()
-def _update(bank: Bank, learner: _Learner, config: TrainConfig, betas: tuple[float, float] = (0.9, 0.999)) -> None:
-    """Clip the slot's gradient and take one AdamW step on its line, as torch.optim.AdamW does."""
-    value, grad = bank.values[learner.slot], bank.grads[learner.slot]
-    grad.mul_(torch.clamp(config.max_grad_norm / (grad.norm() + 1e-6), max=1.0))
-    rate = config.learning_rate * learning_rate_factor(learner.step, learner.total_steps, config.warmup)
-    learner.step += 1
-    first, second = learner.moments
-    first.lerp_(grad, 1 - betas[0])
-    second.mul_(betas[1]).addcmul_(grad, grad, value=1 - betas[1])
-    divisor = (second.sqrt() / math.sqrt(1 - betas[1] ** learner.step)).add_(1e-8)
-    value.mul_(1 - rate * config.weight_decay)
-    value.addcdiv_(first, divisor, value=-rate / (1 - betas[0] ** learner.step))
+def _update(
+    bank: Bank, learners: Sequence[_Learner], config: TrainConfig, betas: tuple[float, float] = (0.9, 0.999)
+) -> None:
+    """Clip each learner's gradient and take one AdamW step on each line, as torch.optim.AdamW does."""
+    grads = [bank.grads[learner.slot] for learner in learners]
+    norms = torch.stack(torch._foreach_norm(grads)).tolist()
+    torch._foreach_mul_(grads, [min(1.0, config.max_grad_norm / (norm + 1e-6)) for norm in norms])
+    for start in range(0, len(learners), together := _updated_together(bank)):
+        group, gradients = learners[start : start + together], grads[start : start + together]
+        values = [bank.values[learner.slot] for learner in group]
+        first, second = ([learner.moments[i] for learner in group] for i in (0, 1))
+        rates = []
+        for learner in group:
+            rates.append(config.learning_rate * learning_rate_factor(learner.step, learner.total_steps, config.warmup))
+            learner.step += 1
+        torch._foreach_lerp_(first, gradients, 1 - betas[0])
+        torch._foreach_mul_(second, betas[1])
+        torch._foreach_addcmul_(second, gradients, gradients, 1 - betas[1])
+        divisors = torch._foreach_sqrt(second)
+        torch._foreach_div_(divisors, [math.sqrt(1 - betas[1] ** learner.step) for learner in group])
+        torch._foreach_add_(divisors, 1e-8)
+        torch._foreach_mul_(values, [1 - rate * config.weight_decay for rate in rates])
+        sizes = [-rate / (1 - betas[0] ** learner.step) for rate, learner in zip(rates, group, strict=True)]
+        torch._foreach_addcdiv_(values, first, divisors, sizes)
+
+
+def _updated_together(bank: Bank) -> int:
+    """Learners in one operation: on a GPU each takes long to launch, on a CPU a line shall stay in the cache."""
+    return max(1, _UPDATED_NUMBERS // bank.size) if bank.values.is_cuda else 1
+
+
+_UPDATED_NUMBERS = 1 << 24
+"""Of learners in one operation, which needs as many of its own."""

@@ -121,6 +121,19 @@ def test_other_kinds_are_trained_asked_and_loaded_by_peft(
         assert loaded.num_virtual_tokens == 3
 
 
+def test_some_users_get_another_rank_and_everybody_answers(world: World, tmp_path: Path) -> None:
+    file = tmp_path / "ranks.csv"
+    file.write_text("user,rank\nann,4\nzoe,8\n", encoding="utf-8")
+    place = ("--task", world.task, "--data", world.data, "--store", world.store, "--base", world.base)
+    ran = oppu("personalize", *place, *SMALL, "--ranks", file)
+    assert (ran.code, ran.out) == (0, f"1 kept, 1 trained; modules in {world.store}\n")
+    assert "with a rank, but not among the users: 1 (zoe)" in ran.err
+    shown = json.loads(done("modules", "show", "--store", world.store, "--user", "ann"))
+    assert (shown["version"], shown["training"]["config"]["module"]["rank"]) == (2, 4)
+    done("predict", *place, "--out", tmp_path / "answers.json")
+    assert "has no rank" in refused("personalize", *place, "--kind", "ia3", "--ranks", file)
+
+
 def test_an_option_of_another_kind_is_refused(world: World) -> None:
     place = ("--task", world.task, "--data", world.data, "--store", world.store, "--base", world.base)
     said = refused("personalize", *place, "--virtual-tokens", "3")

@@ -19,11 +19,11 @@ from toys import COLOUR, FAST, REMARK, colour_user, colour_users, tiny_base_fold
 
 from oppu import __version__
 from oppu.answering import answer_users, stored_module
-from oppu.errors import DataError
+from oppu.errors import ConfigError, DataError
 from oppu.examples import Setting
 from oppu.model.base import Base, load_base, make_base
 from oppu.model.forward import answer_log_probs, rows_of
-from oppu.model.kinds import LoraConfig
+from oppu.model.kinds import Ia3Config, LoraConfig
 from oppu.model.module import WEIGHTS, Module
 from oppu.personalize import Personalized, Plan, longest_histories, personalize, training_fingerprint
 from oppu.records import HistoryItem, User
@@ -138,6 +138,31 @@ def test_changed_settings_train_again(store: Store, base: Base, plan: Plan) -> N
     run(store, base, PLAN, users)
     assert statuses(run(store, base, plan, users)) == {"a": "trained", "b": "trained"}
     assert statuses(run(store, base, plan, users)) == {"a": "kept", "b": "kept"}
+
+
+def test_users_with_ranks_of_their_own_get_the_modules_that_they_would_have_alone(
+    store: Store, base: Base, tmp_path: Path
+) -> None:
+    users, ranks = colour_users(*SIZES), {"b": 5, "c": 1, "nobody": 3}
+    results = run(store, base, replace(PLAN, ranks=ranks), users, slots=4)
+    assert statuses(results) == dict.fromkeys("abcd", "trained")
+    for user in users:
+        rank = ranks.get(user.id, 2)
+        shaped = replace(PLAN, train=replace(FAST, module=LoraConfig(rank, alpha=2 * rank)))
+        with Store(tmp_path / user.id) as alone:
+            run(alone, base, shaped, [user], slots=1)
+            assert_same({user.id: modules(store)[user.id]}, modules(alone))
+        assert modules(store)[user.id].config["r"] == rank
+        record = results[user.id].record
+        assert record is not None
+        assert record.training["config"]["module"]["rank"] == rank
+    again = run(store, base, replace(PLAN, ranks={"b": 5, "c": 3}), users)
+    assert statuses(again) == {"a": "kept", "b": "kept", "c": "trained", "d": "kept"}
+
+
+def test_ranks_of_modules_without_any_are_refused() -> None:
+    with pytest.raises(ConfigError, match="'ia3' has no rank"):
+        replace(PLAN, train=replace(FAST, module=Ia3Config()), ranks={"a": 2})
 
 
 def test_another_precision_trains_again(store: Store, base: Base, folder: Path) -> None:

@@ -78,9 +78,10 @@ dataset = read_dataset(folder / "data", task)
 def work(place, tell):
     steps = os.open(folder / f"{place.name}.steps", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     update = oppu.train._update
-    def counted(bank, learner, *rest):
-        update(bank, learner, *rest)
-        os.write(steps, f"{learner.user_id} {learner.step}\\n".encode())
+    def counted(bank, learners, *rest):
+        update(bank, learners, *rest)
+        for learner in learners:
+            os.write(steps, f"{learner.user_id} {learner.step}\\n".encode())
     def on_stage(stage):
         tell(stage.name)
         time.sleep(STEP_S)

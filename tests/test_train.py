@@ -82,9 +82,13 @@ def difference(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) ->
     return float((a - b).norm() / b.norm())
 
 
+@pytest.mark.parametrize("together", [1, 2, 9])
 @pytest.mark.parametrize("user", HISTORIES)
-def test_a_user_in_a_full_bank_equals_the_user_alone_with_peft(base: Base, user: str) -> None:
-    trained = train_all(base, list(HISTORIES), slots=2, tokens_per_pass=150)
+def test_a_user_in_a_full_bank_equals_the_user_alone_with_peft(
+    base: Base, user: str, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("oppu.train._updated_together", lambda _: together)
+    trained = train_all(base, list(HISTORIES), slots=3, tokens_per_pass=150)
     tensors, losses = train_with_peft(base, jobs([user])[0], CONFIG)
     assert trained[user].losses == pytest.approx(losses, rel=1e-4)
     assert difference(dict(trained[user].module.tensors), tensors) < 1e-4

@@ -74,6 +74,10 @@ BatchSize = Annotated[
 Rank = Annotated[
     int | None, typer.Option("--rank", min=1, help="Rank of the modules (lora, lora-xs). [default: the base's]")
 ]
+Ranks = Annotated[
+    Path | None,
+    typer.Option("--ranks", help="A .csv or .jsonl file with 'user' and 'rank', for users with ranks of their own."),
+]
 KindName = Annotated[
     str | None, typer.Option("--kind", help="Kind of module: lora, lora-xs, ia3 or prompt. [default: lora]")
 ]

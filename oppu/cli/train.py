@@ -22,6 +22,7 @@ from oppu.cli.options import (
     Profiles,
     Quantize,
     Rank,
+    Ranks,
     RayAddress,
     RayWorkers,
     RetrieverName,
@@ -149,6 +150,7 @@ def personalize(
     batch_size: BatchSize = None,
     kind: KindName = None,
     rank: Rank = None,
+    ranks: Ranks = None,
     targets: Targets = None,
     virtual_tokens: VirtualTokens = None,
     layers: Layers = None,
@@ -169,7 +171,7 @@ def personalize(
 
     Example: `oppu personalize --task movie_tagging --data data/movies --store my-store --base movies`
     """
-    from oppu.data import read_dataset
+    from oppu.data import read_dataset, read_ranks
     from oppu.describe.stored import profiles_from
     from oppu.examples import Setting
     from oppu.personalize import Plan, family_in, longest_histories
@@ -185,6 +187,7 @@ def personalize(
     found = find_task(task)
     chosen = longest_histories(read_dataset(data, found).users, users)
     profiles_of = profiles_from(profiles)
+    own_ranks = read_ranks(ranks) if ranks is not None else {}
     with quiet_libraries(), Store(store, files) as opened, meter() as shown:
         train = changed_training(
             recipe_for(family_in(opened, base), found).personal,
@@ -200,8 +203,8 @@ def personalize(
             seed=seed,
         )
         setting = Setting(k=k, retriever=retriever, profile=profiles is not None, seed=seed)
+        plan, place = Plan(found, train, setting, newest, own_ranks), StorePlace(store, files)
         given = profiles_of(opened, found, chosen)
-        plan, place = Plan(found, train, setting, newest), StorePlace(store, files)
         work = Work(place, base, plan, given, machine, device, dtype, quantize)
         tally = _personalized(opened, work, chosen, (ray, ray_workers), shown)
     tally.close(f"modules in {shown_address(store)}")
@@ -218,6 +221,9 @@ def _personalized(
     profiles, (address, workers) = work.profiles, ray
     if profiles is not None and (without := [user.id for user in users if user.id not in profiles]):
         shown.say(f"without a profile, and trained on prompts without one: {len(without)} users ({some_of(without)})")
+    there = {user.id for user in users}
+    if strangers := [user_id for user_id in work.plan.ranks if user_id not in there]:
+        shown.say(f"with a rank, but not among the users: {len(strangers)} ({some_of(strangers)})")
     tally = Tally(shown, "training users", len(users))
 
     def progress(news: "Progress") -> None:

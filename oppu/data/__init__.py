@@ -7,6 +7,7 @@ from oppu.data.asked import until_asked
 from oppu.data.develop import development_set
 from oppu.data.download import download_lamp, progress_bar
 from oppu.data.overlap import without_asked_texts, without_questions_of_others, without_test_questions
+from oppu.data.ranks import read_ranks
 from oppu.data.read import Checked, check, named_task, read_dataset
 from oppu.data.statistics import GroupStatistics, Statistics, statistics, statistics_table
 
@@ -20,6 +21,7 @@ __all__ = [
     "named_task",
     "progress_bar",
     "read_dataset",
+    "read_ranks",
     "statistics",
     "statistics_table",
     "until_asked",

@@ -71,6 +71,10 @@ class ModuleConfig:
         """These settings, with the shape of a module of the `other` settings that `holds` allows."""
         return self
 
+    def of_rank(self, rank: int) -> Self:
+        """The same settings with another rank, the update scaled as before; ConfigError where modules have none."""
+        raise ConfigError(f"a module of kind '{self.kind}' has no rank", fix="use lora or lora-xs")
+
     @classmethod
     def of(cls, module: Module) -> Self:
         """The settings of a module of this kind."""
