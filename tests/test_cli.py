@@ -130,6 +130,8 @@ def test_some_users_get_another_rank_and_everybody_answers(world: World, tmp_pat
     assert "with a rank, but not among the users: 1 (zoe)" in ran.err
     shown = json.loads(done("modules", "show", "--store", world.store, "--user", "ann"))
     assert (shown["version"], shown["training"]["config"]["module"]["rank"]) == (2, 4)
+    alone = done("personalize", *place, *SMALL[:-1], "4", "--users", "1")
+    assert alone == f"1 kept; modules in {world.store}\n"
     done("predict", *place, "--out", tmp_path / "answers.json")
     assert "has no rank" in refused("personalize", *place, "--kind", "ia3", "--ranks", file)
 

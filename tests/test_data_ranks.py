@@ -42,7 +42,7 @@ def test_all_problems_of_a_file_are_told_together(tmp_path: Path) -> None:
     [
         ("r.csv", "user,rank\n", "no usable row"),
         ("r.csv", "who,size\nann,3\n", "missing field 'user'"),
-        ("r.toml", "ann = 3", "ends in .csv or .jsonl"),
+        ("r.toml", "ann = 3", "ends in .jsonl or .csv"),
         ("r.jsonl", "{", "malformed JSON"),
     ],
 )

@@ -187,7 +187,8 @@ def personalize(
     found = find_task(task)
     chosen = longest_histories(read_dataset(data, found).users, users)
     profiles_of = profiles_from(profiles)
-    own_ranks = read_ranks(ranks) if ranks is not None else {}
+    listed = read_ranks(ranks) if ranks is not None else {}
+    own_ranks = {user.id: listed[user.id] for user in chosen if user.id in listed}
     with quiet_libraries(), Store(store, files) as opened, meter() as shown:
         train = changed_training(
             recipe_for(family_in(opened, base), found).personal,
@@ -203,6 +204,8 @@ def personalize(
             seed=seed,
         )
         setting = Setting(k=k, retriever=retriever, profile=profiles is not None, seed=seed)
+        if strangers := [user_id for user_id in listed if user_id not in own_ranks]:
+            shown.say(f"with a rank, but not among the users: {len(strangers)} ({some_of(strangers)})")
         plan, place = Plan(found, train, setting, newest, own_ranks), StorePlace(store, files)
         given = profiles_of(opened, found, chosen)
         work = Work(place, base, plan, given, machine, device, dtype, quantize)
@@ -221,9 +224,6 @@ def _personalized(
     profiles, (address, workers) = work.profiles, ray
     if profiles is not None and (without := [user.id for user in users if user.id not in profiles]):
         shown.say(f"without a profile, and trained on prompts without one: {len(without)} users ({some_of(without)})")
-    there = {user.id for user in users}
-    if strangers := [user_id for user_id in work.plan.ranks if user_id not in there]:
-        shown.say(f"with a rank, but not among the users: {len(strangers)} ({some_of(strangers)})")
     tally = Tally(shown, "training users", len(users))
 
     def progress(news: "Progress") -> None:

@@ -8,17 +8,16 @@ from pathlib import Path
 from oppu.data.files import read_rows
 from oppu.data.problems import Place, Problems
 from oppu.data.raw import Unreadable, required_text
-
-_SUFFIXES = (".csv", ".jsonl")
+from oppu.data.rows import SUFFIXES
+from oppu.errors import DataError
 
 
 def read_ranks(path: Path) -> dict[str, int]:
     """{user: rank} in the order of the file. DataError with all that is wrong in it; then nothing of it is used."""
     problems = Problems()
     found: dict[str, int] = {}
-    if path.suffix.lower() not in _SUFFIXES:
-        problems.add(Place(path.name), f"a file of ranks ends in {' or '.join(_SUFFIXES)}")
-        problems.stop_if_any(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise DataError([f"a file of ranks ends in {' or '.join(SUFFIXES)}"], where=str(path), fix="rename it")
     for at, row in read_rows(path, problems):
         user, rank = (required_text(row, name, at, problems) for name in ("user", "rank"))
         if isinstance(user, Unreadable) or isinstance(rank, Unreadable):

@@ -4,7 +4,7 @@ Glossary: U slots, P parameters of a module, T tokens.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, Self
 
 import torch
@@ -73,7 +73,11 @@ class ModuleConfig:
 
     def of_rank(self, rank: int) -> Self:
         """The same settings with another rank, the update scaled as before; ConfigError where modules have none."""
-        raise ConfigError(f"a module of kind '{self.kind}' has no rank", fix="use lora or lora-xs")
+        if not self.rank:
+            raise ConfigError(f"a module of kind '{self.kind}' has no rank", fix="use lora or lora-xs")
+        # a whole number where --rank would give one: fingerprints tell 4 from 4.0
+        alpha = rank if self.scale == 1 else self.scale * rank
+        return replace(self, rank=rank, alpha=alpha)  # type: ignore[call-arg]
 
     @classmethod
     def of(cls, module: Module) -> Self:

@@ -95,10 +95,6 @@ class LoraConfig(ModuleConfig):
         """See ModuleConfig."""
         return replace(self, rank=other.rank, alpha=other.alpha) if isinstance(other, LoraConfig) else self
 
-    def of_rank(self, rank: int) -> Self:
-        """See ModuleConfig."""
-        return replace(self, rank=rank, alpha=rank if self.alpha == self.rank else self.alpha * rank / self.rank)
-
     @classmethod
     def of(cls, module: Module) -> Self:
         """The settings of a LoRA module; ModelError for another kind."""

@@ -73,10 +73,6 @@ class LoraXsConfig(ModuleConfig):
         """See ModuleConfig."""
         return replace(self, rank=other.rank, alpha=other.alpha) if isinstance(other, LoraXsConfig) else self
 
-    def of_rank(self, rank: int) -> Self:
-        """See ModuleConfig."""
-        return replace(self, rank=rank, alpha=rank if self.alpha == self.rank else self.alpha * rank / self.rank)
-
     @classmethod
     def of(cls, module: Module) -> Self:
         """See ModuleConfig."""
